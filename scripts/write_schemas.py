@@ -1,0 +1,19 @@
+"""Write the JSON Schemas of the files that users write to `schemas/`."""
+
+import json
+from pathlib import Path
+
+from edgeopt.core.card import ModelCard
+from edgeopt.core.target import Target
+
+FOLDER = Path(__file__).parents[1] / "schemas"
+DOCUMENTS = {"card": ModelCard, "target": Target}
+
+
+def schema_text(name: str) -> str:
+    return json.dumps(DOCUMENTS[name].model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        (FOLDER / f"{name}.schema.json").write_text(schema_text(name))

@@ -1,0 +1,147 @@
+"""Writes an output folder whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeopt.core.errors import OutputError
+
+MANIFEST = "manifest.json"
+IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_RENAME_SWAP = 2
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`; when the block ends without an error, it becomes `out` in one step.
+
+    An older bundle in `out` is replaced. A process killed at any moment leaves the old folder or the new one.
+
+    Raises:
+        OutputError: `out` is a file, or a folder that holds something which edgeopt did not write; or the place
+            cannot be written.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link at `out` itself
+    _refuse_foreign(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {_reason(error)}") from error
+    with _lock(temporary):
+        try:
+            content = temporary / "bundle"
+            content.mkdir()
+            yield content
+            _refuse_foreign(out)
+            _sync(content)
+            _replace(content, out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {_reason(error)}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file; -o names a folder")
+    if out.is_symlink():
+        raise OutputError(f"{out}: is a link; name the folder itself")
+    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir() and p.name not in IGNORED}
+    if not present:
+        return
+    try:
+        document = json.loads((out / MANIFEST).read_bytes())
+        known = {MANIFEST, *document["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{out}: is not empty and holds no edgeopt bundle; choose another folder") from error
+    foreign = sorted(present - known)
+    if foreign:
+        raise OutputError(f"{out}: holds {foreign[0]}, which edgeopt did not write; move it or choose another folder")
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.edgeopt-"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a lock by which others know that the folder's owner is alive."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed runs left behind."""
+    for leftover in out.parent.glob(f"{_prefix(out)}*"):
+        lock = leftover / ".lock"
+        try:
+            with lock.open("a") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(new: Path, out: Path) -> None:
+    """Put `new` in `out`'s place; an older `out` ends where `new` was."""
+    if not out.exists():
+        new.rename(out)
+    elif not _exchange(new, out):
+        # No atomic exchange on this system: for a moment neither is there, and the old one is beside.
+        aside = new.with_name("old")
+        out.rename(aside)
+        new.rename(out)
+    descriptor = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    library = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "darwin":
+        code = library.renamex_np(*paths, _RENAME_SWAP)
+    elif hasattr(library, "renameat2"):
+        code = library.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    else:
+        return False
+    if code == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "no space left on the disk"
+    return error.strerror or str(error)

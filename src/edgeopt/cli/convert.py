@@ -1,0 +1,84 @@
+"""`edgeopt convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edgeopt.cli.options import make_source, print_json, source_options, splitting, with_context, work_options
+from edgeopt.cli.progress import Display
+from edgeopt.context import Context
+from edgeopt.core.formats import FORMATS, PRECISIONS
+from edgeopt.core.target import load_target
+from edgeopt.pipeline import convert, plan
+from edgeopt.report.terminal import show_bundle
+
+
+@click.command("convert")
+@click.argument("model")
+@click.option("--to", "formats", multiple=True, callback=splitting, metavar="FORMATS", help=f"Of {', '.join(FORMATS)}.")
+@click.option("--target", metavar="NAME", help="A device profile: formats, precision, layout (see `edgeopt targets`).")
+@click.option(
+    "--precision", "precisions", multiple=True, callback=splitting, metavar="NAMES", help=f"Of {', '.join(PRECISIONS)}."
+)
+@click.option("--data", metavar="FILE", help="Table, image folder, .npz or built-in set to calibrate and verify on.")
+@click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Inputs to verify on.")
+@click.option("--calibration-samples", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--min-snr", type=float, metavar="DB", help="Pass mark of the signal-to-noise ratio.")
+@click.option("--min-agreement", type=click.FloatRange(0, 1), help="Pass mark of top-1 agreement.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: NAME-bundle]")
+@source_options
+@work_options
+@with_context
+def command(
+    *,
+    model: str,
+    formats: tuple[str, ...],
+    target: str | None,
+    precisions: tuple[str, ...],
+    data: str | None,
+    samples: int,
+    calibration_samples: int,
+    min_snr: float | None,
+    min_agreement: float | None,
+    output: Path | None,
+    arch: str | None,
+    input_shape: tuple[str, ...],
+    trust_source: bool,
+    as_json: bool,
+    context: Context,
+    display: Display,
+) -> int:
+    """Export MODEL and run every file on real inputs before handing it over.
+
+    MODEL is a card (*.yaml), file.py:factory, timm:NAME, .pt2, .onnx, or weights (.safetensors, .pt, .pth) with --arch.
+
+    \b
+    edgeopt convert models/mnist-mobilenet/card.yaml --precision fp32,static_wi8_ai8 -o out
+    edgeopt convert timm:resnet18@weights.safetensors --target pixel-8 --data images/
+    """
+    from edgeopt.sources.request import understand
+
+    source = make_source(model, arch, input_shape, trust_source)
+    what = plan(
+        formats,
+        precisions,
+        load_target(target) if target else None,
+        data=data,
+        samples=samples,
+        calibration_samples=calibration_samples,
+        min_snr_db=min_snr,
+        min_agreement=min_agreement,
+    )
+    request = understand(model, arch=arch, trust=trust_source, shapes=source.shapes)
+    out = output or Path(f"{request.name}-bundle")
+    document = convert(source, what, out, context)
+    display.close()
+    if as_json:
+        print_json(document)
+    else:
+        show_bundle(document, str(out), Console())
+    sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
+    return 0 if sound else 1

@@ -1,0 +1,1 @@
+"""What a model or an artifact holds: parameters, multiply-accumulates, layers, inputs, outputs, operators."""

@@ -1,0 +1,67 @@
+"""Eight-bit activations and weights for an existing float package, without a Mac.
+
+coremltools measures activation ranges by running the model, which needs macOS, and its recorder keeps only the last
+sample's range. Its graph passes are sound, so they are given ranges measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import coremltools.optimize.coreml as cto
+from coremltools.models import MLModel
+from coremltools.optimize.coreml import _post_training_quantization as passes
+
+from edgeopt.core.errors import ConversionError
+from edgeopt.mil.ranges import Range
+
+
+@contextmanager
+def _given_ranges(ranges: Mapping[str, Range]) -> Iterator[None]:
+    """Let coremltools' activation pass use `ranges` instead of running the model."""
+    original = passes._get_activation_calibration_stats
+
+    def stats(*_: Any, **__: Any) -> dict[str, dict[str, float]]:
+        return {name: {"rmin": r.low, "rmax": r.high} for name, r in ranges.items()}
+
+    passes._get_activation_calibration_stats = stats
+    try:
+        yield
+    finally:
+        passes._get_activation_calibration_stats = original
+
+
+def quantize_package(
+    package: Path,
+    out: Path,
+    ranges: Mapping[str, Range],
+    *,
+    weights: bool = True,
+    weight_threshold: int = 0,
+) -> None:
+    """Write a copy of a float package with int8 activations and, unless declined, int8 weights per channel.
+
+    Args:
+        package: fp32 or fp16 `.mlpackage`.
+        out: where the result goes.
+        ranges: from `activation_ranges` on the same package.
+        weights: whether weights become int8 too.
+        weight_threshold: weights with fewer elements stay in float.
+
+    Raises:
+        ConversionError: coremltools refuses.
+    """
+    model = MLModel(str(package), skip_model_load=True)
+    activation = cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
+    try:
+        with _given_ranges(ranges):
+            model = cto.linear_quantize_activations(model, activation, sample_data=[])
+        if weights:
+            config = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=weight_threshold)
+            model = cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))
+    except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
+        raise ConversionError(f"coremltools cannot quantize {package}: {error}") from error
+    model.save(str(out))

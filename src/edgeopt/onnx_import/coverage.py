@@ -1,0 +1,113 @@
+"""What of a model can be imported, operator by operator, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from edgeopt.core.errors import UnsupportedOpError
+from edgeopt.onnx_import.ops import (
+    Builder,
+    activation,
+    constant,
+    conv,
+    elementwise,
+    index,
+    linear,
+    norm,
+    pool,
+    reduce,
+    resize,
+    shape,
+)
+
+BUILDERS: dict[str, Builder] = {
+    **activation.OPS,
+    **constant.OPS,
+    **conv.OPS,
+    **elementwise.OPS,
+    **index.OPS,
+    **linear.OPS,
+    **norm.OPS,
+    **pool.OPS,
+    **reduce.OPS,
+    **resize.OPS,
+    **shape.OPS,
+}
+
+_RECURRENT = "recurrent layers cannot be imported yet; convert the source model directly"
+_CONTROL = "control flow cannot be imported; export with fixed shapes so that it unrolls or folds away"
+_QUANTIZED = "the model is already quantized; give the float model and let the quantize stage do it"
+_RANDOM = "random numbers cannot be imported; export the model in eval mode"
+_SEQUENCE = "sequences and optionals cannot be imported; export with plain tensors"
+_DYNAMIC = "the size of its result depends on the input's values; cut the model before it"
+_NOTES: dict[str, str] = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
+    **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+         "ConvInteger", "MatMulInteger"), _QUANTIZED,
+    ),
+    **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+                     "Multinomial"), _RANDOM),
+    **dict.fromkeys(("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SplitToSequence", "ConcatFromSequence",
+                     "Optional", "OptionalGetElement", "OptionalHasElement"), _SEQUENCE),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique", "Compress"), _DYNAMIC),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One operator of a model.
+
+    Attributes:
+        op: its name, with the domain unless that is the standard one.
+        count: nodes in the simplified graph.
+        place: the first of them.
+        supported: whether a builder exists (it may still refuse an unusual form).
+        advice: what to do where there is none.
+    """
+
+    op: str
+    count: int
+    place: str
+    supported: bool
+    advice: str
+
+
+class CoverageError(UnsupportedOpError):
+    """Operators without a builder; `table` lists every operator of the model."""
+
+    def __init__(self, table: tuple[Coverage, ...]) -> None:
+        missing = [row for row in table if not row.supported]
+        others = ", ".join(f"{row.op} ({row.count})" for row in missing[1:])
+        advice = missing[0].advice + (f"; also not supported: {others}" if others else "")
+        super().__init__(missing[0].op, missing[0].place, advice)
+        self.table = table
+
+
+def coverage(nodes: Iterable[onnx.NodeProto]) -> tuple[Coverage, ...]:
+    """Return one row per operator, unsupported ones first."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        standard = node.domain in ("", "ai.onnx")
+        found.setdefault(node.op_type if standard else f"{node.domain}.{node.op_type}", []).append(node)
+    rows = [
+        Coverage(
+            op=op,
+            count=len(members),
+            place=f"node {members[0].name or next(iter(members[0].output), '')!r}",
+            supported=op in BUILDERS,
+            advice="" if op in BUILDERS else _NOTES.get(op, _advice(members[0])),
+        )
+        for op, members in found.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.supported, row.op)))
+
+
+def _advice(node: onnx.NodeProto) -> str:
+    if node.domain not in ("", "ai.onnx"):
+        return f"domain {node.domain} is outside the ONNX standard; export without runtime-specific fusions"
+    return "cut the model before it or convert the source model directly"

@@ -1,0 +1,106 @@
+"""One ONNX node, with typed access to its attributes and inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import onnx
+import torch
+from torch import fx
+
+from edgeopt.core.errors import SourceError, UnsupportedOpError
+from edgeopt.onnx_import.tensors import to_torch
+
+Value: TypeAlias = torch.Tensor | fx.Node
+"""A constant, known while importing, or a value computed by the imported graph."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node whose inputs are already imported; an omitted input is None."""
+
+    proto: onnx.NodeProto
+    inputs: tuple[Value | None, ...]
+    opset: int
+
+    @property
+    def op(self) -> str:
+        """Operator name, without its domain."""
+        return self.proto.op_type
+
+    @property
+    def place(self) -> str:
+        """How errors name this node."""
+        return f"node {self.proto.name or self.proto.output[0]!r}"
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute values by name: int, float, bytes, lists of them, or TensorProto."""
+        return {a.name: onnx.helper.get_attribute_value(a) for a in self.proto.attribute}
+
+    def attr_int(self, name: str, default: int = 0) -> int:
+        """Return an integer attribute."""
+        return int(self.attributes.get(name, default))
+
+    def attr_float(self, name: str, default: float) -> float:
+        """Return a float attribute."""
+        return float(self.attributes.get(name, default))
+
+    def attr_text(self, name: str, default: str = "") -> str:
+        """Return a string attribute."""
+        value = self.attributes.get(name, default)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    def attr_ints(self, name: str) -> list[int] | None:
+        """Return a list attribute, or None if it is not set."""
+        return [int(v) for v in self.attributes[name]] if name in self.attributes else None
+
+    def attr_tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor attribute."""
+        return to_torch(self.attributes[name], f"attribute {name!r} of {self.place}")
+
+    def has(self, index: int) -> bool:
+        """Whether input `index` is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def input(self, index: int) -> Value:
+        """Return input `index`.
+
+        Raises:
+            SourceError: it is missing.
+        """
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise SourceError(f"{self.op} at {self.place} lacks input {index}; the file is damaged")
+        return value
+
+    def optional(self, index: int) -> Value | None:
+        """Return input `index`, or None if it is omitted."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def constant(self, index: int) -> torch.Tensor:
+        """Return input `index`, which must be known while importing.
+
+        Raises:
+            UnsupportedOpError: it is computed from the model's input values.
+        """
+        value = self.input(index)
+        if not isinstance(value, torch.Tensor):
+            raise self.unsupported(f"its input {index} is computed at run time; only a constant can be imported")
+        return value
+
+    def ints_at(self, index: int, attribute: str) -> list[int] | None:
+        """Return a list that newer opsets pass as input `index` and older ones as `attribute`."""
+        if self.has(index):
+            return [int(v) for v in self.constant(index).reshape(-1).tolist()]
+        return self.attr_ints(attribute)
+
+    def used(self, output: int) -> bool:
+        """Whether output `output` is declared."""
+        return output < len(self.proto.output) and self.proto.output[output] != ""
+
+    def unsupported(self, advice: str) -> UnsupportedOpError:
+        """Return the error that this form of the operator cannot be imported."""
+        return UnsupportedOpError(self.op, self.place, advice)

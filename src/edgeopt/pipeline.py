@@ -1,0 +1,116 @@
+"""What the verbs do, each a short sequence: load once, export side by side, run every artifact, write the bundle."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgeopt import steps
+from edgeopt.bundle.folder import staged
+from edgeopt.bundle.manifest import keep_logs, write_manifest
+from edgeopt.context import Context
+from edgeopt.core.errors import NothingExportedError
+from edgeopt.core.formats import FORMATS, format_named, format_of_file, require_precision
+from edgeopt.core.target import Target
+from edgeopt.steps import Document, Plan, Source, workshop
+
+
+def plan(formats: tuple[str, ...], precisions: tuple[str, ...], target: Target | None, **options: Any) -> Plan:
+    """Settle what to make; what is not asked for comes from the target, else all four formats in fp32.
+
+    Raises:
+        UsageError: an unknown format or precision, or one that a format cannot do.
+    """
+    found = tuple(format_named(name) for name in dict.fromkeys(formats or (target.formats if target else FORMATS)))
+    wanted = tuple(dict.fromkeys(precisions or ((target.precision,) if target else ("fp32",))))
+    for form in found:
+        for precision in wanted:
+            require_precision(form, precision)
+    return Plan(found, wanted, target, **options)
+
+
+def convert(source: Source, what: Plan, out: Path, context: Context) -> Document:
+    """Export `source` as planned, run every artifact, and write the bundle `out`; returns its manifest.
+
+    A format that fails is listed under `failures` and does not lose the others.
+
+    Raises:
+        NothingExportedError: every format failed; the folder `out` is then as it was.
+        EdgeoptError: the model, its data or the output folder cannot be used.
+    """
+    started = time.monotonic()
+    with staged(out) as bundle, workshop(context, bundle) as work:
+        prepared = steps.prepare(work, source, what)
+        artifacts, failures = steps.export_and_verify_all(work, prepared, what, bundle)
+        if not artifacts:
+            raise NothingExportedError(failures)
+        keep_logs(failures, bundle, out)
+        document = {
+            "edgeopt": version("edgeopt"),
+            "model": prepared["model"],
+            "target": what.target.name if what.target else None,
+            "data": prepared["data"],
+            "artifacts": artifacts,
+            "failures": failures,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        write_manifest(bundle, document)
+    return document
+
+
+def verify(artifact: Path, against: Source, what: Plan, context: Context) -> Document:
+    """Run an artifact made by anyone and compare it with a model or with another artifact.
+
+    Raises:
+        UsageError: it is no artifact that edgeopt can execute.
+        ArtifactError: it cannot be executed.
+    """
+    form = steps.artifact_format(artifact)
+    reference = format_of_file(Path(against.name))
+    with workshop(context) as work:
+        if reference is not None:
+            prepared = steps.prepare_artifact(work, Path(against.name), reference, what, against.shapes)
+        else:
+            prepared = steps.prepare(work, against, what)
+        name = f"{form.name} {what.precisions[0]}"
+        with work.worker(threads=1) as worker:
+            parity = steps.run_and_compare(work, worker, name, form, artifact, prepared, what, what.precisions[0])
+        work.context.progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
+    return {"artifact": str(artifact), "against": against.name, "data": prepared["data"], "parity": parity}
+
+
+def inspect(source: Source, context: Context) -> Document:
+    """Return parameters, MACs, layers, inputs, outputs and operator counts of a model or an artifact.
+
+    Raises:
+        UsageError: no such file, or one that edgeopt does not read.
+        ArtifactError, SourceError: the file is damaged.
+    """
+    with workshop(context) as work:
+        if format_of_file(Path(source.name)) is not None:
+            return steps.inspect_artifact(work, Path(source.name))
+        return steps.inspect_source(work, source)
+
+
+def diagnose(context: Context) -> Document:
+    """Export and run a tiny model in every format; tells which backends are installed and really work."""
+    with workshop(context) as work:
+        source = steps.tiny_source(work.folder)
+        what = Plan(tuple(FORMATS.values()), ("fp32",), samples=2)
+        bundle = work.folder / "bundle"
+        bundle.mkdir()
+        artifacts, failures = steps.export_and_verify_all(work, steps.prepare(work, source, what), what, bundle)
+    backends = []
+    for form in FORMATS.values():
+        failure = next((f for f in failures if f["format"] == form.name), None)
+        parity = next((a["parity"] for a in artifacts if a["format"] == form.name), None)
+        reason = failure["reason"] if failure else parity["reason"] if parity else None
+        missing = steps.missing_packages(form)
+        state = "not installed" if missing else "broken" if reason else "works"
+        advice = f'pip install "edgeopt[{form.extra}]"' if missing else reason or ""
+        if failure and failure["log"] and not missing:
+            advice += f" (log: {failure['log']})"
+        backends.append({"format": form.name, "state": state, "packages": " ".join(form.packages), "advice": advice})
+    return {"backends": backends}

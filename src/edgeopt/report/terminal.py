@@ -1,0 +1,120 @@
+"""Tables for people who look at a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Document = dict[str, Any]
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them: `18.6 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def show_bundle(document: Document, out: str, console: Console) -> None:
+    """Print one table of artifacts, then what failed and what was left in float."""
+    model, data = document["model"], document["data"]
+    what = "random inputs" if data["inputs"] == "random" else f"samples of {data['source']}"
+    title = f"{model['name']}: {model['parameters']:,} parameters, verified on {data['verified']} {what}"
+    table = Table(title=title, title_justify="left")
+    for column in ("format", "precision"):
+        table.add_column(column, no_wrap=True)
+    for column in ("size", "SNR dB", "agree", "top-1", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("parity")
+    for artifact in document["artifacts"]:
+        parity = artifact["parity"]
+        table.add_row(
+            artifact["format"],
+            artifact["precision"],
+            size(artifact["size_bytes"]),
+            _decibel(parity["snr_db"]),
+            _share(parity["agreement"]),
+            _share(parity["top1"]),
+            f"{artifact['seconds']:.1f}",
+            Text("passed", "green") if parity["passed"] else Text(parity["reason"], "red"),
+        )
+    console.print(table)
+    first = document["artifacts"][0]["parity"] if document["artifacts"] else None
+    if first and first["reference_top1"] is not None:
+        console.print(f"top-1 of the original: {_share(first['reference_top1'])}", highlight=False)
+    for artifact in document["artifacts"]:
+        if artifact["not_quantized"]:
+            count = len(artifact["not_quantized"])
+            console.print(
+                f"{artifact['format']} {artifact['precision']}: {count} kinds or layers left in float "
+                f"(not_quantized in {out}/manifest.json)",
+                highlight=False,
+                soft_wrap=True,
+            )
+    for failure in document["failures"]:
+        log = f" (log: {failure['log']})" if failure["log"] else ""
+        told = f"{failure['format']} {failure['precision']} failed: {failure['reason']}{log}"
+        console.print(Text(told, "red"), soft_wrap=True)
+    console.print(f"bundle: {out}", highlight=False, soft_wrap=True)
+
+
+def show_parity(document: Document, console: Console) -> None:
+    """Print how near an artifact is to its original."""
+    parity = document["parity"]
+    table = Table(title=f"{document['artifact']} against {document['against']}", title_justify="left")
+    for column in ("output", "SNR dB", "cosine", "max abs"):
+        table.add_column(column, justify="left" if column == "output" else "right")
+    for name, values in parity["per_output"].items():
+        table.add_row(name, _decibel(values["snr_db"]), f"{values['cosine']:.9f}", f"{values['max_abs']:.3g}")
+    console.print(table)
+    told = f"{parity['runtime']}, {parity['samples']} {'random inputs' if parity['inputs'] == 'random' else 'samples'}"
+    if parity["agreement"] is not None:
+        told += f", top-1 agreement {_share(parity['agreement'])}"
+    if parity["top1"] is not None:
+        told += f", top-1 {_share(parity['top1'])} (original {_share(parity['reference_top1'])})"
+    console.print(told, highlight=False)
+    console.print(Text("passed", "green") if parity["passed"] else Text(f"failed: {parity['reason']}", "red"))
+
+
+def show_inspection(document: Document, console: Console, layers: bool) -> None:
+    """Print what a model or an artifact is made of."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("kind", document["kind"])
+    if document["size_bytes"] is not None:
+        facts.add_row("size", size(document["size_bytes"]))
+    for label, key in (("parameters", "parameters"), ("MACs", "macs")):
+        value = document[key]
+        facts.add_row(label, "not counted" if value is None else f"{value:,}")
+    if document["weight_bytes"] is not None:
+        kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in document["weights_by_dtype"].items())
+        facts.add_row("weights", f"{size(document['weight_bytes'])} ({kinds})")
+    for key in ("inputs", "outputs"):
+        for spec in document[key]:
+            facts.add_row(key[:-1], f"{spec['name']} {spec['dtype']}{spec['shape']} {spec.get('layout', '')}")
+    console.print(facts)
+    operators = Table("operator", "count")
+    for name, count in sorted(document["ops"].items(), key=lambda item: -item[1]):
+        operators.add_row(name, str(count))
+    console.print(operators)
+    if layers:
+        table = Table("layer", "operator", "parameters", "MACs", "output")
+        for layer in document["layers"]:
+            macs = "" if layer["macs"] is None else f"{layer['macs']:,}"
+            shape = "" if layer["output_shape"] is None else str(layer["output_shape"])
+            table.add_row(layer["name"], layer["op"], f"{layer['parameters']:,}", macs, shape)
+        console.print(table)
+    for note in document["notes"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _decibel(value: float) -> str:
+    return "exact" if value >= 300 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"

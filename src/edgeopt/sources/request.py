@@ -1,0 +1,156 @@
+"""What the user named, told apart without opening it; importing this loads nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core.card import ModelCard, read_card
+from edgeopt.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeopt.core.model import TensorSpec
+
+SUFFIXES = {
+    ".onnx": "onnx",
+    ".pt": "weights",
+    ".pt2": "program",
+    ".pth": "weights",
+    ".safetensors": "weights",
+}
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """One model to load.
+
+    Attributes:
+        kind: the plugin that loads it.
+        location: what follows the prefix, or an absolute path (with `:factory` for code).
+        card: of the model, or one made of defaults.
+        folder: that relative paths of the card start from.
+        name: of the model, fit for file names.
+        spoken: what the user wrote.
+        arch: `file.py:factory` that builds the module for a file of weights.
+        trust: may run code that comes with a file.
+        shapes: input shapes asked for, by position.
+    """
+
+    kind: str
+    location: str
+    card: ModelCard
+    folder: Path
+    name: str
+    spoken: str
+    arch: str | None = None
+    trust: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a source plugin returns: a module in eval mode with its inputs.
+
+    `inputs` is empty where the file does not tell; the card or the user must then.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[str, ...] = ()
+    card_options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def understand(
+    source: str,
+    *,
+    arch: str | None = None,
+    trust: bool = False,
+    shapes: tuple[tuple[int, ...], ...] = (),
+    folder: Path | None = None,
+) -> SourceRequest:
+    """Tell what `source` is: a card, `file.py:factory`, `timm:NAME`, or a file by its suffix.
+
+    Raises:
+        UsageError: no such file, no such prefix, or a suffix that nothing reads.
+    """
+    folder = folder or Path.cwd()
+    if source.endswith((".yaml", ".yml")):
+        return _from_card(folder / source, arch, trust, shapes)
+    card = ModelCard(source=source, arch=arch)
+    kind, location = _classify(source, folder)
+    chosen = _absolute(arch, folder)
+    return SourceRequest(kind, location, card, folder, _short_name(source), source, chosen, trust, shapes)
+
+
+def _from_card(path: Path, arch: str | None, trust: bool, shapes: tuple[tuple[int, ...], ...]) -> SourceRequest:
+    card = read_card(path)
+    folder = path.resolve().parent
+    if card.source.endswith((".yaml", ".yml")):
+        raise UsageError(f"{path}: source {card.source!r} is a card itself; name the model's file")
+    kind, location = _classify(card.source, folder)
+    for code in filter(None, (location if kind == "code" else None, _absolute(card.arch, folder))):
+        file = Path(code.rpartition(":")[0]).resolve()
+        if not trust and not file.is_relative_to(folder):
+            raise UsageError(f"{path}: runs {file}, outside the card's folder; --trust-source allows it")
+    name = folder.name if path.stem == "card" else path.stem
+    chosen = _absolute(arch, Path.cwd()) or _absolute(card.arch, folder)
+    return SourceRequest(kind, location, card, folder, _clean(name), str(path), chosen, trust, shapes)
+
+
+def _classify(source: str, folder: Path) -> tuple[str, str]:
+    if re.search(r"\.py:\w+$", source):
+        file, _, factory = source.rpartition(":")
+        return "code", f"{_existing(folder / file)}:{factory}"
+    if source.endswith(".py"):
+        raise UsageError(f"{source}: name the function that builds the model too, as {source}:build")
+    prefix, colon, rest = source.partition(":")
+    if colon and re.fullmatch(r"[a-z][a-z0-9_-]+", prefix):
+        from edgeopt import plugins  # entry points are read only where a prefix asks for them
+
+        known = [n for n in plugins.names("sources") if n not in ("code", *SUFFIXES.values())]
+        if prefix not in known:
+            raise UsageError(f"{source}: unknown source prefix {prefix!r}{did_you_mean(prefix, known)}")
+        return prefix, rest
+    path = folder / source
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        _existing(path)
+        raise UsageError(
+            f"{source}: not a model that edgeopt reads; known: *.yaml cards, file.py:factory, timm:NAME, "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    return kind, str(_existing(path))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the model's card or file in it")
+    return path.resolve()
+
+
+def _absolute(arch: str | None, folder: Path) -> str | None:
+    if arch is None:
+        return None
+    if not re.search(r"\.py:\w+$", arch):
+        raise UsageError(f"architecture {arch!r}: expected file.py:factory")
+    file, _, factory = arch.rpartition(":")
+    return f"{_existing(folder / file)}:{factory}"
+
+
+def _short_name(source: str) -> str:
+    if re.search(r"\.py:\w+$", source):
+        file, _, factory = source.rpartition(":")
+        return _clean(f"{Path(file).stem}-{factory}")
+    tail = source.partition(":")[2] or source
+    return _clean(Path(tail).stem)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"

@@ -1,0 +1,1 @@
+"""What runs inside workers: each file one task, called by `worker.call` with JSON arguments."""
