@@ -57,12 +57,18 @@ class Cache:
         try:
             record: dict[str, Any] = json.loads((entry / "entry.json").read_bytes())
             source = entry / "files" / record["name"]
+            source.stat()
+            digest = record["sha256"]
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(entry, ignore_errors=True)  # else a damaged entry would keep its place for ever
+            return None
+        try:
             _copy(source, out)
             os.utime(entry)
-        except (OSError, ValueError, KeyError, shutil.Error):
+        except (OSError, shutil.Error):
             _remove(out)
             return None
-        if file_sha256(out) != record["sha256"]:
+        if file_sha256(out) != digest:
             _remove(out)
             shutil.rmtree(entry, ignore_errors=True)
             return None

@@ -21,7 +21,7 @@ from edgeopt.context import Context
 from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.errors import (
     ArtifactError,
-    Cancelled,
+    CancelledRunError,
     ConversionError,
     EdgeoptError,
     OutputError,
@@ -186,7 +186,7 @@ def _one_format(
                 record = export_and_verify(work, worker, name, form, precision, prepared, what, bundle, quantized)
                 parity = record["parity"]
                 progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
-            except Cancelled:
+            except CancelledRunError:
                 raise
             except EdgeoptError as found:
                 error = blame_full_disk(found, work.folder, bundle)

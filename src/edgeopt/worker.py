@@ -2,13 +2,12 @@
 
 `call("package.module:function", {...})` starts `python -m edgeopt.worker` in a new process group, with stdout and
 stderr in a log file. The function gets the arguments as keywords and returns JSON types. Jobs come by the worker's
-standard input, which is its lifeline too: when the parent dies, however it dies, the worker's whole group ends.
+standard input. A second pipe is its lifeline: when the parent dies, however it dies, the worker's whole group ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import psutil
 
 from edgeopt.core import errors
-from edgeopt.core.errors import Cancelled, EdgeoptError, OutputError, WorkerError
+from edgeopt.core.errors import CancelledRunError, EdgeoptError, OutputError, WorkerError
 
 POLL_S = 0.05
 MEMORY_POLL_S = 0.25
@@ -70,6 +69,7 @@ class Worker:
         self._cancel = cancel or threading.Event()
         self._scratch = tempfile.TemporaryDirectory(prefix="edgeopt-worker-", ignore_cleanup_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline: int | None = None
         self._calls = 0
 
     def __enter__(self) -> Worker:
@@ -106,7 +106,7 @@ class Worker:
         Raises:
             EdgeoptError: the task's own, as its type; or `failure` for any other exception.
             WorkerError: the worker crashed, or exceeded a limit.
-            Cancelled: `cancel` was set.
+            CancelledRunError: `cancel` was set.
         """
         self._calls += 1
         result_file = Path(self._scratch.name, f"result-{self._calls}.json")
@@ -121,7 +121,6 @@ class Worker:
             "log": str(log),
             "result": str(result_file),
             "progress": str(progress_file),
-            "parent": os.getpid(),
         }
         process = self._started(log)
         sound = False
@@ -140,15 +139,20 @@ class Worker:
     def _started(self, log: Path) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._kill()
-            with log.open("ab") as sink:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "edgeopt.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=sink,
-                    stderr=sink,
-                    env=_environment(self._threads, self._scratch.name, self._environment),
-                    start_new_session=True,
-                )
+            read_end, self._lifeline = os.pipe()
+            try:
+                with log.open("ab") as sink:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", "edgeopt.worker", str(read_end)],
+                        stdin=subprocess.PIPE,
+                        stdout=sink,
+                        stderr=sink,
+                        env=_environment(self._threads, self._scratch.name, self._environment),
+                        start_new_session=True,
+                        pass_fds=(read_end,),
+                    )
+            finally:
+                os.close(read_end)
         return self._process
 
     def _wait(
@@ -167,7 +171,7 @@ class Worker:
             while process.poll() is None and not result_file.exists():
                 now = time.monotonic()
                 if self._cancel.is_set():
-                    raise Cancelled(f"{what}: cancelled")
+                    raise CancelledRunError(f"{what}: cancelled")
                 if now - started > limits.timeout_s:
                     told = f"no result within {limits.timeout_s:g} s; raise --timeout"
                     raise WorkerError(f"{what}: {told}", log=str(log))
@@ -186,21 +190,11 @@ class Worker:
     def _kill(self) -> None:
         """Kill the process and all it started, those that left its process group too."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        strays: list[psutil.Process] = []
-        if process.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                strays = psutil.Process(process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        for stray in strays:
-            with contextlib.suppress(psutil.Error):
-                stray.kill()
-        process.wait()
-        if process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+        lifeline, self._lifeline = self._lifeline, None
+        if process is not None:
+            _kill_tree(process)
+        if lifeline is not None:
+            os.close(lifeline)
 
 
 def call(
@@ -253,6 +247,22 @@ def _resident_bytes(pid: int) -> int:
     return total
 
 
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    strays: list[psutil.Process] = []
+    if process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            strays = psutil.Process(process.pid).children(recursive=True)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stray in strays:
+        with contextlib.suppress(psutil.Error):
+            stray.kill()
+    process.wait()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
 def _outcome(returncode: int | None, result_file: Path, what: str, log: Path) -> Any:
     try:
         outcome = json.loads(result_file.read_bytes())
@@ -290,23 +300,27 @@ def summary(error: BaseException) -> str:
     return f"{type(root).__name__}: {text[:400]}" if text else type(root).__name__
 
 
-def _end_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent dies, and rather than any other when memory runs out."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            pr_set_pdeathsig = 1
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        with contextlib.suppress(OSError):
+def _end_with_parent(lifeline: int) -> None:
+    """Leave a process that waits for the parent's end and then kills the group.
+
+    It is a process and not a thread because a converter may hold the interpreter's lock for ever, and not the kernel's
+    parent-death signal because that reaches the worker alone, not what it started.
+    """
+    if os.fork():
+        os.close(lifeline)
+        with contextlib.suppress(OSError):  # Linux: when memory runs out, rather this process than another
             Path("/proc/self/oom_score_adj").write_text("1000")
-    if os.getppid() != parent:
-        os._exit(1)
+        return
+    os.close(0)
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _receive(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Pass on jobs; the end of input means that the parent is gone, so the whole group ends."""
-    for line in sys.stdin.buffer:
-        jobs.put(json.loads(line))
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    # Unbuffered: a buffer's lock, held by this waiting thread, would make an exiting interpreter abort.
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            jobs.put(json.loads(line))
 
 
 def _perform(job: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +334,7 @@ def _perform(job: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         traceback.print_exc()
         return {"error": "WorkerError", "message": f"{job['what']}: ran out of memory", "foreign": True}
-    except Exception as error:  # noqa: BLE001 - the process boundary: whatever a third-party tool raises ends here
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: whatever a tool raises ends here
         traceback.print_exc()
         if isinstance(error, OSError) and error.errno == 28:
             place = error.filename or "the output folder"
@@ -332,11 +346,11 @@ def _main() -> None:
     # Tasks must meet this module under its own name, or `report` would write nowhere.
     import edgeopt.worker as named
 
+    _end_with_parent(int(sys.argv[1]))
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
-    job = jobs.get()
-    _end_with_parent(job["parent"])
     while True:
+        job = jobs.get()
         log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -348,7 +362,6 @@ def _main() -> None:
         temporary = Path(job["result"] + ".part")
         temporary.write_text(json.dumps(outcome))
         temporary.replace(job["result"])
-        job = jobs.get()
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ f32 = np.float32
 
 Case = tuple[str, Callable[..., Any], dict[str, np.ndarray]]
 
-UNARY = ("abs", "atan", "ceil", "cos", "cosh", "erf", "exp", "exp2", "floor", "relu", "relu6", "round", "sigmoid", "sign",
-         "sin", "sinh", "softplus", "softsign", "square", "tan", "tanh")  # fmt: skip
-BINARY = ("add", "sub", "mul", "real_div", "maximum", "minimum", "equal", "not_equal", "greater", "greater_equal", "less",
-          "less_equal", "floor_div", "mod")  # fmt: skip
+UNARY = ("abs", "atan", "ceil", "cos", "cosh", "erf", "exp", "exp2", "floor", "relu", "relu6", "round", "sigmoid",
+         "sign", "sin", "sinh", "softplus", "softsign", "square", "tan", "tanh")  # fmt: skip
+BINARY = ("add", "sub", "mul", "real_div", "maximum", "minimum", "equal", "not_equal", "greater", "greater_equal",
+          "less", "less_equal", "floor_div", "mod")  # fmt: skip
 REDUCE = ("reduce_l1_norm", "reduce_l2_norm", "reduce_log_sum_exp", "reduce_max", "reduce_mean", "reduce_min",
           "reduce_prod", "reduce_sum", "reduce_sum_square")  # fmt: skip
 
@@ -130,9 +130,7 @@ CASES: list[Case] = [
     ("argsort", lambda x: mb.argsort(x=x, axis=1, ascending=True), {"x": A}),
     ("argsort", lambda x: mb.argsort(x=x), {"x": A}),
     ("cumsum", lambda x: mb.cumsum(x=x, axis=1), {"x": A}),
-    ("cumsum", lambda x: mb.cumsum(x=x, axis=2, exclusive=True), {"x": A}),
     ("cumsum", lambda x: mb.cumsum(x=x, axis=0, reverse=True), {"x": A}),
-    ("cumsum", lambda x: mb.cumsum(x=x, axis=-1, exclusive=True, reverse=True), {"x": _whole(2, 5)}),
     ("topk", lambda x: mb.topk(x=x, k=2, axis=-1), {"x": A}),
     ("topk", lambda x: mb.topk(x=x, k=3, axis=1, ascending=True), {"x": A}),
     ("band_part", lambda x: mb.band_part(x=x, lower=1, upper=0), {"x": _real(2, 5, 5)}),
@@ -150,7 +148,6 @@ CASES: list[Case] = [
     ("flatten2d", lambda x: mb.flatten2d(x=x, axis=-1), {"x": A}),
     ("flatten2d", lambda x: mb.flatten2d(x=x, axis=1), {"x": A}),
     ("concat", lambda x, y: mb.concat(values=(x, y), axis=-2), {"x": A, "y": B}),
-    ("concat", lambda x, y: mb.concat(values=(x, y), axis=1, interleave=True), {"x": A, "y": B}),
     ("stack", lambda x, y: mb.stack(values=(x, y), axis=-1), {"x": A, "y": B}),
     ("split", lambda x: mb.split(x=x, num_splits=2, axis=-1), {"x": A}),
     ("split", lambda x: mb.split(x=x, split_sizes=[1, 2], axis=1), {"x": A}),
@@ -224,7 +221,8 @@ CASES: list[Case] = [
     ),
 ]
 
-# What coremltools can only fold in special cases, or leaves unimplemented; test_ops_against_torch has them.
+# What coremltools can only fold in special cases, or leaves unimplemented; test_ops_against_torch has them, and also
+# exclusive cumsum, on which its value_inference raises, and interleaved concat, where it forgets to interleave.
 ELSEWHERE = {"list_length", "reverse_sequence"}
 
 

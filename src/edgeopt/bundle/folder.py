@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from edgeopt.core.errors import OutputError
 
@@ -38,10 +40,10 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+        temporary, lock = _locked_folder(out)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {_reason(error)}") from error
-    with _lock(temporary):
+    with lock:
         try:
             content = temporary / "bundle"
             content.mkdir()
@@ -56,13 +58,14 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _refuse_foreign(out: Path) -> None:
+    if out.is_symlink():
+        raise OutputError(f"{out}: is a link; name the folder itself")
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; -o names a folder")
-    if out.is_symlink():
-        raise OutputError(f"{out}: is a link; name the folder itself")
-    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir() and p.name not in IGNORED}
+    files = [p for p in out.rglob("*") if (p.is_symlink() or not p.is_dir()) and p.name not in IGNORED]
+    present = {p.relative_to(out).as_posix() for p in files}
     if not present:
         return
     try:
@@ -79,17 +82,23 @@ def _prefix(out: Path) -> str:
     return f".{out.name}.edgeopt-"
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold a lock by which others know that the folder's owner is alive."""
-    with (folder / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _locked_folder(out: Path) -> tuple[Path, IO[str]]:
+    """Return a new folder beside `out`, and the lock by which others know that its owner is alive."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+        lock = folder / ".lock"
+        with contextlib.suppress(FileNotFoundError):
+            handle = lock.open("w")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if lock.exists():
+                return folder, handle
+            handle.close()
+        # Between its making and its locking another run took it for a leftover: make another.
 
 
 def _sweep(out: Path) -> None:
     """Remove what killed runs left behind."""
-    for leftover in out.parent.glob(f"{_prefix(out)}*"):
+    for leftover in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
         lock = leftover / ".lock"
         try:
             with lock.open("a") as handle:
@@ -144,4 +153,6 @@ def _exchange(a: Path, b: Path) -> bool:
 def _reason(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "no space left on the disk"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{error.filename} is no folder"
     return error.strerror or str(error)

@@ -51,7 +51,7 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    """Export MODEL and run every file on real inputs before handing it over.
+    r"""Export MODEL and run every file on real inputs before handing it over.
 
     MODEL is a card (*.yaml), file.py:factory, timm:NAME, .pt2, .onnx, or weights (.safetensors, .pt, .pth) with --arch.
 

@@ -85,7 +85,7 @@ def main() -> None:
         _fail(str(error), error.exit_code, as_json, failures)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

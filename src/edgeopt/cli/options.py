@@ -51,7 +51,7 @@ def work_options(function: F) -> F:
     return function
 
 
-def splitting(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+def splitting(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Let an option be repeated or hold several names with commas."""
     return tuple(name.strip() for part in value for name in part.split(",") if name.strip())
 
@@ -108,8 +108,7 @@ def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
         display = context.progress
         assert isinstance(display, Display)
         with display:
-            result = function(context=context, display=display, **options)
-        return result
+            return function(context=context, display=display, **options)
 
     return wrapper
 

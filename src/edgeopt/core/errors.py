@@ -90,7 +90,7 @@ class OutputError(EdgeoptError):
     """The output cannot be written: full disk, no permission, or a folder that holds something else."""
 
 
-class Cancelled(EdgeoptError):
+class CancelledRunError(EdgeoptError):
     """The user or a signal stopped the run."""
 
     exit_code = 130

@@ -33,7 +33,7 @@ class Target(Settings):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     threads: Annotated[int, Field(gt=0)] = 1
     coreml_deployment_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS17"
-    runtime_options: dict[str, dict[str, Any]] = {}
+    runtime_options: Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]
     kernels: Kernels = Kernels()
 
 

@@ -99,9 +99,12 @@ def left_in_float(interpreter: Interpreter) -> tuple[str, ...]:
             weight = op["inputs"][2] if name == "TRANSPOSE_CONV" else op["inputs"][1]
             if dtypes.get(weight) == np.float32:
                 layers.append(f"{name} #{op['index']}: its weights are float")
-        elif quantized_activations and name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE"):
-            if any(dtypes.get(i) == np.float32 for i in op["outputs"]):
-                others[name] += 1
+        elif (
+            quantized_activations
+            and name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE")
+            and any(dtypes.get(i) == np.float32 for i in op["outputs"])
+        ):
+            others[name] += 1
     return (*layers, *(f"{count} × {name}: computed in float" for name, count in sorted(others.items())))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coremltools.proto import MIL_pb2, Model_pb2
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from edgeopt.core.errors import ArtifactError
 from edgeopt.core.model import TensorSpec

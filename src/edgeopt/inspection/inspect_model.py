@@ -39,7 +39,7 @@ def inspect_program(program: ExportedProgram) -> Inspection:
     stored = _stored(program)
     values = {name: _tensor(program, target) for name, target in stored.items()}
     weights = {name: v for name, v in values.items() if v is not None and _is_weight(program, stored[name], v)}
-    for name, value in weights.items():
+    for value in weights.values():
         tally.weight(value.data_ptr(), str(value.dtype).removeprefix("torch."), value.numel())
     for node in program.graph.nodes:
         if node.op != "call_function" or "getitem" in str(node.target):

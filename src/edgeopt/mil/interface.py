@@ -125,6 +125,13 @@ def _planes(feature: Feature, image: Array) -> Array:
     raise ArtifactError(f"input {feature.spec.name} is an image {list(feature.spec.shape)}, not {list(image.shape)}")
 
 
+def _cast(array: Array, dtype: str) -> Array:
+    """Convert; what is too large for half precision becomes infinite, as on a device."""
+    with np.errstate(over="ignore"):
+        result: Array = array.astype(dtype)
+    return result
+
+
 def to_program(features: tuple[Feature, ...], inputs: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Check the inputs of a call and return them as the program's tensors, floats as float32.
 
@@ -148,7 +155,7 @@ def to_program(features: tuple[Feature, ...], inputs: Mapping[str, Array]) -> di
             if array.dtype.kind == "f" and spec.dtype.startswith("int"):
                 raise ArtifactError(f"input {spec.name} is declared as {spec.dtype}, not {array.dtype}")
             # A half-precision input really is rounded at the border, whatever the arithmetic behind it.
-            array = array.astype(spec.dtype)
+            array = _cast(array, spec.dtype)
             array = array.astype(np.float32) if array.dtype.kind == "f" else array
         tensors[spec.name] = torch.from_numpy(np.ascontiguousarray(array))
     return tensors
@@ -169,5 +176,5 @@ def from_program(features: tuple[Feature, ...], values: Mapping[str, Any]) -> di
             limit = pixels if feature.spec.dtype == "float16" else np.clip(np.rint(pixels), 0, 255)
             outputs[name] = limit.transpose(0, 2, 3, 1).astype(feature.spec.dtype)
         else:
-            outputs[name] = value.numpy().astype(feature.spec.dtype)
+            outputs[name] = _cast(value.numpy(), feature.spec.dtype)
     return outputs

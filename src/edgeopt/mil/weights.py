@@ -63,6 +63,11 @@ class Layer:
         """Whether it is stored in another form than as plain floats."""
         return not self.compression.startswith("float")
 
+    @property
+    def damaged(self) -> bool:
+        """Whether it differs from its reference by more than any compression intends, or changed without being one."""
+        return self.snr_db is not None and self.snr_db < (3.0 if self.compressed else 40.0)
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -79,6 +84,11 @@ class Coverage:
     def left_float(self) -> tuple[Layer, ...]:
         """Layers stored as floats, each with a reason."""
         return tuple(layer for layer in self.layers if not layer.compressed)
+
+    @property
+    def damaged(self) -> tuple[Layer, ...]:
+        """Layers whose weights a compressor has broken; needs a reference to tell."""
+        return tuple(layer for layer in self.layers if layer.damaged)
 
     @property
     def stored_bytes(self) -> int:
@@ -188,12 +198,14 @@ def _layer(op: Any, parameter: str, var: Any, twin: Any) -> Layer:
 def _reason(shape: tuple[int, ...]) -> str:
     """Say what in a weight's shape commonly keeps a compressor away."""
     elements = int(np.prod(shape))
+    reasons = []
     if elements < _DEFAULT_THRESHOLD:
-        return f"{elements} elements, below coremltools' default threshold of {_DEFAULT_THRESHOLD}"
-    odd = [size for size in (32, 16, 8, 4) if shape[0] % size]
-    if odd:
-        return f"{shape[0]} output channels do not divide into groups of {', '.join(map(str, odd))}"
-    return "the compressor passed over it, or was not asked to compress it"
+        reasons.append(f"{elements} elements, below coremltools' default threshold of {_DEFAULT_THRESHOLD}")
+    for side, size in zip(("output", "input"), shape, strict=False):
+        groups = [str(group) for group in (8, 16, 32) if size % group]
+        if groups:
+            reasons.append(f"{size} {side} channels do not divide into groups of {', '.join(groups)}")
+    return "; ".join(reasons) or "the compressor passed over it, or was not asked to compress it"
 
 
 def _compression(var: Any) -> str:

@@ -39,6 +39,12 @@ def fuse_composites(root: nn.Module, graph: fx.Graph) -> None:
             if norm is not None:
                 _replace(root, graph, node, *norm)
     drop_dead_code(graph)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is torch.div:
+            norm = _plain_layer_norm(node)
+            if norm is not None:
+                _replace(root, graph, node, *norm)
+    drop_dead_code(graph)
 
 
 def drop_dead_code(graph: fx.Graph) -> None:
@@ -201,16 +207,35 @@ def _fold_scale(root: nn.Module, node: fx.Node) -> None:
 
 
 def _layer_norm(root: nn.Module, node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
-    """Return the layer normalization over the last axis that ends in `node`, and its input."""
+    """Return the layer normalization over the last axis that ends in `node` (with its affine part), and its input."""
     scaled, bias = _with_constant(root, node, torch.add)
     normal, weight = _with_constant(root, scaled, torch.mul)
-    if normal is None or weight is None or bias is None or normal.target is not torch.div:
+    core = _normalized(normal)
+    if core is None or weight is None or bias is None:
         return None
-    centred, deviation = normal.args[:2]
-    if not isinstance(centred, fx.Node) or centred.target is not torch.sub or weight.shape != bias.shape:
+    x, width, eps = core
+    if weight.shape != (width,) or bias.shape != (width,):
+        return None
+    module = nn.LayerNorm(width, eps=eps, device="meta")
+    module.weight, module.bias = (nn.Parameter(v.detach().clone()) for v in (weight, bias))
+    return module, x
+
+
+def _plain_layer_norm(node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
+    """Return the layer normalization without affine part that ends in `node`, and its input."""
+    core = _normalized(node)
+    return None if core is None else (nn.LayerNorm(core[1], eps=core[2], elementwise_affine=False), core[0])
+
+
+def _normalized(node: fx.Node | None) -> tuple[fx.Node, int, float] | None:
+    """Return x, its last size and epsilon where `node` is (x - mean) / sqrt(variance + epsilon)."""
+    if node is None or node.target is not torch.div or node.kwargs:
+        return None
+    centred, deviation = node.args[:2]
+    if not isinstance(centred, fx.Node) or centred.target is not torch.sub:
         return None
     x, mean = centred.args[:2]
-    if not isinstance(x, fx.Node) or not _is_mean(mean, x) or weight.dim() != 1:
+    if not isinstance(x, fx.Node) or not _is_mean(mean, x):
         return None
     if not isinstance(deviation, fx.Node) or deviation.target is not torch.sqrt:
         return None
@@ -225,11 +250,7 @@ def _layer_norm(root: nn.Module, node: fx.Node) -> tuple[nn.Module, fx.Node] | N
         return None
     if (square.target, tuple(square.args)) not in ((torch.square, (centred,)), (torch.mul, (centred, centred))):
         return None
-    if tuple(x.meta["val"].shape)[-1:] != tuple(weight.shape):
-        return None
-    module = nn.LayerNorm(weight.numel(), eps=eps, device="meta")
-    module.weight, module.bias = (nn.Parameter(v.detach().clone()) for v in (weight, bias))
-    return module, x
+    return x, int(x.meta["val"].shape[-1]), eps
 
 
 def _is_mean(node: Any, x: fx.Node) -> bool:

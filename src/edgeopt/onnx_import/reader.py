@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
-import onnxslim
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import TensorProto
+from onnxslim.core import OptimizationSettings, optimize, shape_infer
 
 from edgeopt.core.errors import SourceError, UsageError, did_you_mean
 from edgeopt.onnx_import.external import load_external_data
@@ -28,6 +28,8 @@ _SKIPPED = (
     "FusionGemmAdd",
     "FusionGemmMul",
 )
+_ROUNDS = 3
+"""onnxslim itself goes on to ten, which takes 20 s on a Swin; what is left to fold the graph builder folds."""
 _FAILURES_OF_SIMPLIFIER = (
     ArithmeticError,
     AssertionError,
@@ -139,21 +141,20 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Equal weights are not tied: layers that merely start out equal must stay apart.
     """
-    logging.getLogger("onnxslim").setLevel(logging.ERROR)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    _spell_out_constants(copy.graph)
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    _spell_out_constants(slim.graph)
+    OptimizationSettings.reset(["weight_tying"])
     try:
-        slim: onnx.ModelProto | None = onnxslim.slim(
-            copy,
-            skip_fusion_patterns=list(_SKIPPED),
-            skip_optimizations=["weight_tying"],
-            size_threshold=1 << 26,
-        )
+        for _ in range(_ROUNDS):
+            before = len(slim.graph.node)
+            slim = shape_infer(optimize(slim, _SKIPPED, size_threshold=1 << 26))
+            if len(slim.graph.node) == before:
+                break
     except _FAILURES_OF_SIMPLIFIER as error:
         logging.getLogger(__name__).info("onnxslim failed (%s); the graph is imported as it is", error)
         return model
-    return model if slim is None or not slim.graph.node else slim
+    return slim if slim.graph.node else model
 
 
 def _spell_out_constants(graph: onnx.GraphProto) -> None:

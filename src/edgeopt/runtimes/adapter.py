@@ -49,7 +49,9 @@ def _match(
         pairs = tuple(zip(sources, own, strict=True))
         if not all(_fits(a.shape, b.shape) for a, b in pairs) and len(own) <= 6:
             orders = [
-                order for order in permutations(own) if all(_fits(a.shape, b.shape) for a, b in zip(sources, order))
+                order
+                for order in permutations(own)
+                if all(_fits(a.shape, b.shape) for a, b in zip(sources, order, strict=True))
             ]
             if len(orders) == 1:
                 pairs = tuple(zip(sources, orders[0], strict=True))

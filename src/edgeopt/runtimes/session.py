@@ -24,4 +24,3 @@ class Session(Protocol):
             ArtifactError: the artifact cannot be executed on these inputs.
         """
         ...
-

@@ -76,6 +76,11 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        SourceError: it is damaged.
+    """
     try:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, ValueError) as error:
@@ -83,6 +88,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def state_dict_in(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the state dict in what a checkpoint holds: itself, or under one of the usual keys.
+
+    Raises:
+        SourceError: there is none.
+    """
     for _ in range(3):
         if isinstance(found, dict) and found and all(isinstance(v, torch.Tensor) for v in found.values()):
             return {str(k).removeprefix("module."): v for k, v in found.items()}
@@ -93,6 +103,11 @@ def state_dict_in(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def fit(module: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Put weights into a module.
+
+    Raises:
+        SourceError: names are missing or unknown, or a shape differs.
+    """
     own = module.state_dict()
     missing = sorted(set(own) - set(weights))
     unknown = sorted(set(weights) - set(own))

@@ -27,6 +27,11 @@ def inspect_source(*, source: str, arch: str | None, trust: bool, shapes: list[l
 
     request = understand(source, arch=arch, trust=trust, shapes=tuple(tuple(s) for s in shapes))
     model = load(request)
-    program, _ = export_program(model)
+    program, outputs = export_program(model)
     record: dict[str, Any] = inspect_program(program).to_json()
-    return record | {"source": source, "sha256": model.sha256}
+    return record | {
+        "source": source,
+        "sha256": model.sha256,
+        "inputs": [s.to_json() for s in model.inputs],
+        "outputs": [s.to_json() for s in outputs],
+    }
