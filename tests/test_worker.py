@@ -15,7 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeopt.core.errors import CancelledRunError, ConversionError, MissingBackendError, OutputError, SourceError, WorkerError
+from edgeopt.core.errors import (
+    CancelledRunError,
+    ConversionError,
+    MissingBackendError,
+    OutputError,
+    SourceError,
+    WorkerError,
+)
 from edgeopt.worker import Limits, Worker, call, report
 
 TASKS = """

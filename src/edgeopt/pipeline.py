@@ -11,6 +11,7 @@ from edgeopt import steps
 from edgeopt.bundle.folder import staged
 from edgeopt.bundle.manifest import keep_logs, write_manifest
 from edgeopt.context import Context
+from edgeopt.conversion import Conversion
 from edgeopt.core.errors import NothingExportedError
 from edgeopt.core.formats import FORMATS, format_named, format_of_file, require_precision
 from edgeopt.core.target import Target
@@ -42,8 +43,7 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
     """
     started = time.monotonic()
     with staged(out) as bundle, workshop(context, bundle) as work:
-        prepared = steps.prepare(work, source, what)
-        artifacts, failures = steps.export_and_verify_all(work, prepared, what, bundle)
+        prepared, artifacts, failures = Conversion(work, source, what, bundle).run()
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
@@ -73,10 +73,14 @@ def verify(artifact: Path, against: Source, what: Plan, context: Context) -> Doc
         if reference is not None:
             prepared = steps.prepare_artifact(work, Path(against.name), reference, what, against.shapes)
         else:
-            prepared = steps.prepare(work, against, what)
-        name = f"{form.name} {what.precisions[0]}"
+            with work.worker_for(against) as worker:
+                prepared = steps.prepare(work, worker, against, what)
+                steps.run_reference(work, worker, prepared)
+        precision = what.precisions[0]
+        name = f"{form.name} {precision}"
         with work.worker(threads=1) as worker:
-            parity = steps.run_and_compare(work, worker, name, form, artifact, prepared, what, what.precisions[0])
+            ran = steps.execute(work, worker, name, form, artifact, prepared, precision)
+        parity = steps.compare(work, name, artifact, prepared, what, precision, ran)
         work.context.progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
     return {"artifact": str(artifact), "against": against.name, "data": prepared["data"], "parity": parity}
 
@@ -101,7 +105,7 @@ def diagnose(context: Context) -> Document:
         what = Plan(tuple(FORMATS.values()), ("fp32",), samples=2)
         bundle = work.folder / "bundle"
         bundle.mkdir()
-        artifacts, failures = steps.export_and_verify_all(work, steps.prepare(work, source, what), what, bundle)
+        _, artifacts, failures = Conversion(work, source, what, bundle).run()
     backends = []
     for form in FORMATS.values():
         failure = next((f for f in failures if f["format"] == form.name), None)

@@ -109,3 +109,29 @@ def test_shape_constants_are_no_parameters(tmp_path):
     }  # fmt: skip
     found = inspect(_save(tmp_path / "m.onnx", nodes, {"x": [2, 2]}, {"y": [1, 4]}, constants))
     assert (found.parameters, found.macs, found.layers) == (0, 0, ())
+
+
+def test_onnxruntimes_own_quantized_operators_do_not_hide_what_follows(tmp_path):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearAdd", ["q", "s", "z", "q", "s", "z", "s", "z"], ["sum"], domain="com.microsoft"),
+        helper.make_node("QLinearConv", ["sum", "s", "z", "w", "sw", "zw", "s", "z", "b"], ["c"], kernel_shape=[3, 3]),
+        helper.make_node("QLinearGlobalAveragePool", ["c", "s", "z", "s", "z"], ["p"], domain="com.microsoft"),
+        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"]),
+    ]
+    constants = {
+        "s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "w": np.ones((8, 3, 3, 3), np.int8),
+        "sw": np.ones(8, np.float32), "zw": np.zeros(8, np.int8), "b": np.ones(8, np.int32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "t", [helper.make_tensor_value_info("x", 1, [1, 3, 5, 5])],
+        [helper.make_tensor_value_info("y", 1, [1, 8, 1, 1])],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    found = inspect(path)
+    assert found.macs == 8 * 9 * 27
+    assert found.weights_by_dtype == {"int8": 216, "int32": 8}
+    assert found.notes == ()

@@ -13,8 +13,9 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "coreml_evaluator"
 WANTED = {
     "efficientnet_lite0", "mobilenetv3_small_100", "mobilenetv4_conv_small", "resnet18", "vit_tiny_patch16_224",
-    "convnext_atto", "efficientformer_l1", "fastvit_t8", "swin_tiny_patch4_window7_224", "mobilevit_xxs", "minilm_l6_v2",
-    "bert", "distilbert", "yolo11n", "yolov8n", "lstm_classifier", "gru_classifier", "unet", "multi_output", "stateful",
+    "convnext_atto", "efficientformer_l1", "fastvit_t8", "swin_tiny_patch4_window7_224", "mobilevit_xxs",
+    "minilm_l6_v2", "bert", "distilbert", "yolo11n", "yolov8n", "lstm_classifier", "gru_classifier", "unet",
+    "multi_output", "stateful",
 }  # fmt: skip
 # Small enough that checking inputs, or a loop of small operators, is what takes the time.
 NOT_TIMED = {"gru_classifier", "lstm_classifier", "multi_output", "stateful"}

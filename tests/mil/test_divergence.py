@@ -17,6 +17,9 @@ from edgeopt.mil.divergence import against_exported, against_program
 
 mb = mil.Builder
 
+# torch's own export code uses what torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
 
 @pytest.fixture(scope="module")
 def faulty(small_net: torch.nn.Module, small_input: np.ndarray, tmp_path_factory: Any, convert: Any) -> Path:

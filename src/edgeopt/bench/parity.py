@@ -39,35 +39,38 @@ class _Sums:
     product: float = 0.0
     other: float = 0.0
     max_abs: float = 0.0
-    finite: bool = True
+    same_infinities: bool = True
+    reference_nan: bool = False
 
     def add(self, reference: np.ndarray, actual: np.ndarray) -> None:
-        if not np.array_equal(np.isfinite(reference), np.isfinite(actual)):
-            self.finite = False
         both = np.isfinite(reference) & np.isfinite(actual)
+        self.reference_nan |= bool(np.isnan(reference).any())
+        self.same_infinities &= np.array_equal(reference[~both], actual[~both])
         a, b = reference[both].astype(np.float64), actual[both].astype(np.float64)
-        self.signal += float(a @ a)
-        self.other += float(b @ b)
-        self.product += float(a @ b)
-        difference = a - b
-        self.noise += float(difference @ difference)
+        with np.errstate(over="ignore"):
+            difference = a - b
+            self.signal += float(a @ a)
+            self.other += float(b @ b)
+            self.product += float(a @ b)
+            self.noise += float(difference @ difference)
         if difference.size:
-            self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+            largest = float(np.abs(difference).max())
+            self.max_abs = max(self.max_abs, min(largest, float(np.finfo(np.float64).max)))
 
     def snr_db(self) -> float:
-        if not self.finite:
+        if self.reference_nan or not self.same_infinities or not math.isfinite(self.noise):
             return -EQUAL_DB
         if self.noise == 0:
             return EQUAL_DB
         if self.signal == 0:
             return -EQUAL_DB
-        return min(EQUAL_DB, max(-EQUAL_DB, 10 * math.log10(self.signal / self.noise)))
+        return min(EQUAL_DB, max(-EQUAL_DB, 10 * (math.log10(self.signal) - math.log10(self.noise))))
 
     def cosine(self) -> float:
         if self.noise == 0:
             return 1.0
-        norm = math.sqrt(self.signal * self.other)
-        return self.product / norm if norm else 0.0
+        norm = math.sqrt(self.signal) * math.sqrt(self.other)
+        return self.product / norm if norm and math.isfinite(norm) else 0.0
 
 
 def compare(
@@ -95,16 +98,21 @@ def compare(
         threshold: to pass.
     """
     per_output: dict[str, dict[str, float | None]] = {}
+    not_a_number = []
     for spec in outputs:
         sums = _Sums()
         for a, b in _batches(reference, actual, spec):
             sums.add(a.ravel(), b.ravel())
+        if sums.reference_nan:
+            not_a_number.append(spec.name)
         per_output[spec.name] = {"snr_db": sums.snr_db(), "cosine": sums.cosine(), "max_abs": sums.max_abs}
     agreement, top1, reference_top1 = _answers(reference, actual, outputs, samples, labels, task)
     snr_db = min(_number(v["snr_db"]) for v in per_output.values())
     worst = min(per_output, key=lambda name: _number(per_output[name]["snr_db"]))
     reasons = []
-    if snr_db == -EQUAL_DB:
+    if not_a_number:
+        reasons.append(f"output {not_a_number[0]} of the original is NaN on some of these inputs")
+    elif snr_db == -EQUAL_DB:
         reasons.append(f"output {worst} holds NaN or infinity where the original does not, or signal where it is zero")
     elif snr_db < threshold.snr_db:
         reasons.append(f"SNR of {worst} is {snr_db:.1f} dB, below {threshold.snr_db:g}")
@@ -174,15 +182,28 @@ def _answers(
     labels: Sequence[int],
     task: str,
 ) -> tuple[float | None, float | None, float | None]:
-    """Return top-1 agreement, and top-1 accuracy of artifact and original, of the first output."""
+    """Return top-1 agreement, and top-1 accuracy of artifact and original, of the first output.
+
+    An integer output of a classifier is the answer itself; one score per sample, or none, has no top-1.
+    """
     spec = outputs[0]
-    generic = task == "generic" and len(outputs) == 1 and len(spec.shape) == 2 and spec.shape[1] > 1
-    if task not in CLASSIFICATION and not generic:
+    scores = spec.dtype.startswith("float")
+    generic = task == "generic" and scores and len(outputs) == 1 and len(spec.shape) == 2
+    if (task not in CLASSIFICATION and not generic) or (scores and (len(spec.shape) < 2 or spec.shape[-1] < 2)):
         return None, None, None
-    a = np.concatenate([x.argmax(-1) for x, _ in _batches(reference, actual, spec)])[:samples]
-    b = np.concatenate([x.argmax(-1) for _, x in _batches(reference, actual, spec)])[:samples]
+    pairs = [(_answer(x, scores), _answer(y, scores)) for x, y in _batches(reference, actual, spec)]
+    a = np.concatenate([x for x, _ in pairs])[:samples]
+    b = np.concatenate([y for _, y in pairs])[:samples]
+    if not a.size:
+        return None, None, None
     agreement = float((a == b).mean())
     if len(labels) != samples or min(labels, default=-1) < 0 or a.ndim != 1:
         return agreement, None, None
     truth = np.asarray(labels)
     return agreement, float((b == truth).mean()), float((a == truth).mean())
+
+
+def _answer(output: np.ndarray, scores: bool) -> np.ndarray:
+    if scores:
+        return np.asarray(output.argmax(-1))
+    return output[:, 0] if output.ndim == 2 and output.shape[1] == 1 else np.atleast_1d(output)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from google.protobuf.message import DecodeError
 from edgeopt.core.errors import ArtifactError
 from edgeopt.core.model import TensorSpec
 from edgeopt.inspection import macs
+from edgeopt.inspection.coreml_package import WeightFile, find_specification
 from edgeopt.inspection.record import BITS, Inspection, Tally, counts_as_weight, dtype_bytes
 
-_BLOB_SENTINEL = 0xDEADBEEF
 _ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 _QUANTIZATION = ("scale", "zero_point", "offset", "lut", "mask", "input_scale", "output_scale")
 _DATA_ARGUMENTS = ("quantized_data", "data", "indices", "nonzero_data", "source_val")
@@ -45,7 +43,7 @@ def inspect(path: Path) -> Inspection:
     Raises:
         ArtifactError: not a Core ML model, or damaged.
     """
-    specification = _specification(path)
+    specification = find_specification(path)
     spec = Model_pb2.Model()
     try:
         spec.ParseFromString(specification.read_bytes())
@@ -56,14 +54,19 @@ def inspect(path: Path) -> Inspection:
         raise ArtifactError(f"{specification} is no Core ML specification, or is damaged: it names no kind of model")
     tally = Tally()
     if kind == "mlProgram":
-        weights = _WeightFile(specification.parent)
+        weights = WeightFile(specification.parent)
         functions = list(spec.mlProgram.functions.values())
         for function in functions:
             block = function.block_specializations.get(function.opset)
             if block is None:
                 raise ArtifactError(f"{specification} is damaged: its function has no block for {function.opset!r}")
             shapes = {i.name: _type(i.type)[0] for i in function.inputs}
-            _Walk(tally, weights, specification).block(block, shapes)
+            walk = _Walk(tally, weights, specification)
+            walk.block(block, shapes)
+            if walk.sparse:
+                tally.notes.append(
+                    f"{walk.sparse} weights are stored sparse: their zeros count as parameters, not as bytes"
+                )
         if len(functions) > 1:
             tally.notes.append(f"{len(functions)} functions; each is counted once")
         tally.notes.extend(weights.notes)
@@ -78,13 +81,14 @@ def inspect(path: Path) -> Inspection:
 class _Walk:
     """Counts the operators of a block, in order; nested blocks see what is defined outside."""
 
-    def __init__(self, tally: Tally, weights: _WeightFile, place: Path) -> None:
+    def __init__(self, tally: Tally, weights: WeightFile, place: Path) -> None:
         self.tally = tally
         self.weights = weights
         self.place = place
         self.constants: dict[str, _Constant] = {}
         self.aside: set[str] = set()
         self.dequantized: set[str] = set()
+        self.sparse = 0
 
     def block(self, block: Any, shapes: dict[str, tuple[int, ...]]) -> None:
         self.aside |= {
@@ -131,32 +135,42 @@ class _Walk:
     def _compressed(self, op: Any, name: str, counted: bool) -> None:
         self.tally.ops[op.type] += 1
         shape, dtype = _type(op.outputs[0].type)
-        stored = dtype
+        stored_dtype, stored = dtype, None
         for argument in _DATA_ARGUMENTS:
-            value = _attribute(op, argument)
-            if value is not None:
-                data_shape, stored = _type(value.type)
-                self.weights.check(value, stored, math.prod(data_shape), name)
-            elif argument in op.inputs:
-                source = self.constants.get(_bound(op, argument))
-                stored = source.stored_dtype if source else stored
+            held = self._held(op, argument)
+            if held is not None:
+                stored_dtype = held.stored_dtype
+                if "sparse" in op.type:
+                    stored = dtype_bytes(stored_dtype, held.elements) + math.ceil(math.prod(shape) / 8)
         if "lut" in op.type:
-            stored = self._palette_dtype(op, stored)
-        self.constants[name] = _Constant(shape, dtype, stored)
-        if "sparse" in op.type:
-            self.tally.notes.append(f"{name}: stored sparse; its zeros are counted as parameters of type {stored}")
+            stored_dtype = self._palette_dtype(op, stored_dtype)
+        self.constants[name] = _Constant(shape, dtype, stored_dtype)
         if counted:
-            self.tally.weight(name, stored, math.prod(shape))
+            self.sparse += stored is not None
+            self.tally.weight(name, stored_dtype, math.prod(shape), stored)
+
+    def _held(self, op: Any, argument: str) -> _Constant | None:
+        """Return what a compressed weight holds as `argument`: an attribute, a value in place, or another constant."""
+        value = _attribute(op, argument)
+        if value is None and argument in op.inputs:
+            bound = next(iter(op.inputs[argument].arguments), None)
+            if bound is not None and bound.WhichOneof("binding") == "name":
+                return self.constants.get(bound.name)
+            value = None if bound is None else bound.value
+        if value is None:
+            return None
+        shape, dtype = _type(value.type)
+        self.weights.check(value, dtype, math.prod(shape), op.outputs[0].name)
+        return _Constant(shape, dtype, dtype)
 
     def _palette_dtype(self, op: Any, stored: str) -> str:
         """Return `uint4` for indices into 16 colours, and so on."""
-        if "lut" in op.attributes:
-            colours = math.prod(_type(op.attributes["lut"].type)[0])
-        else:
-            table = self.constants.get(_bound(op, "lut"))
-            colours = table.shape[-2] if table and len(table.shape) > 1 else 0
-        bits = max(colours - 1, 1).bit_length() if colours else 8
-        return f"uint{bits}" if f"uint{bits}" in BITS else stored
+        table = self._held(op, "lut")
+        if table is None or not table.shape or not stored.startswith("uint"):
+            return stored
+        colours = table.shape[0] if len(table.shape) == 1 else table.shape[-2]
+        name = f"uint{max(colours - 1, 1).bit_length()}"
+        return name if name in BITS else stored
 
     def _operator(self, op: Any, name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         self.tally.ops[op.type] += 1
@@ -171,37 +185,6 @@ class _Walk:
         count = _MACS[op.type](op, shapes, self.constants) if op.type in _MACS else 0
         parameters = sum(self.tally.weights[h].elements for h in held)
         self.tally.layer(name, op.type, parameters, count, shapes[name])
-
-
-class _WeightFile:
-    """The blob file of a package: a header of 64 bytes, then one 64-byte record before each blob."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "weights" / "weight.bin"
-        self.notes: list[str] = []
-        self._data = b""
-        if self.path.is_file() and not self.path.is_symlink():
-            self._data = self.path.read_bytes()
-
-    def check(self, value: Any, dtype: str, elements: int, name: str) -> None:
-        """Check that a value stored in the file is there, of the size that its type says."""
-        if value is None or value.WhichOneof("value") != "blobFileValue":
-            return
-        blob = value.blobFileValue
-        if not blob.fileName.endswith("weights/weight.bin"):
-            raise ArtifactError(
-                f"{self.path.parent}: constant {name!r} lies in {blob.fileName[:100]!r}, not in the package"
-            )
-        if blob.offset + 64 > len(self._data):
-            raise self._damaged(name, blob.offset)
-        sentinel, _, size, start = struct.unpack_from("<IIQQ", self._data, blob.offset)
-        if sentinel != _BLOB_SENTINEL or start + size > len(self._data):
-            raise self._damaged(name, blob.offset)
-        if dtype in BITS and size < dtype_bytes(dtype, elements):
-            raise self._damaged(name, blob.offset)
-
-    def _damaged(self, name: str, offset: int) -> ArtifactError:
-        return ArtifactError(f"{self.path} is damaged: constant {name!r} is not at byte {offset}; make it again")
 
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -287,29 +270,6 @@ def _count_other(spec: Any, kind: str, tally: Tally) -> None:
     holder = getattr(spec, kind)
     for layer in getattr(holder, "layers", ()):
         tally.ops[layer.WhichOneof("layer") or "unknown"] += 1
-
-
-def _specification(path: Path) -> Path:
-    """Return the specification file of a package, which its manifest names.
-
-    Raises:
-        ArtifactError: the manifest is missing, damaged, or points outside the package.
-    """
-    if path.is_file():
-        return path
-    manifest = path / "Manifest.json"
-    try:
-        document = json.loads(manifest.read_text(encoding="utf-8"))
-        item = document["itemInfoEntries"][document["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a Core ML package: its Manifest.json is missing or damaged") from error
-    parts = Path(str(item)).parts
-    if not parts or ".." in parts or Path(str(item)).is_absolute() or "\0" in str(item):
-        raise ArtifactError(f"{path}: its Manifest.json points outside the package")
-    found = path / "Data" / str(item)
-    if not found.is_file():
-        raise ArtifactError(f"{path} is damaged: {found} is missing; make it again")
-    return found
 
 
 def _spec(feature: Any) -> TensorSpec:

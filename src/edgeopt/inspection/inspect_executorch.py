@@ -14,7 +14,7 @@ from edgeopt.core.errors import ArtifactError
 from edgeopt.core.model import TensorSpec
 from edgeopt.inspection import macs
 from edgeopt.inspection.flatbuffer import Buffer, Table, item
-from edgeopt.inspection.record import Inspection, Tally, counts_as_weight
+from edgeopt.inspection.record import MAX_RANK, Inspection, Tally, counts_as_weight
 from edgeopt.inspection.xnnpack import count_xnnpack
 
 _TENSOR, _BOOL = 5, 3
@@ -158,8 +158,8 @@ def _value(entry: Table) -> _Value:
     if code not in _SCALAR_TYPES:
         raise ArtifactError(f"{entry.buffer.name} is damaged: tensor type {code} does not exist; make it again")
     shape = value.integers(2)
-    if any(d < 0 for d in shape):
-        raise ArtifactError(f"{entry.buffer.name} is damaged: a tensor has shape {list(shape)}; make it again")
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape):
+        raise ArtifactError(f"{entry.buffer.name} is damaged: a tensor has shape {shape[:MAX_RANK]}; make it again")
     constant = value.integer(5, "<I") if value.field(6) is None else 0
     dynamic = value.integer(8, "<b") == 2
     return _Value(None if dynamic else shape, _SCALAR_TYPES[code], constant)

@@ -12,7 +12,7 @@ from edgeopt.core.errors import ArtifactError
 from edgeopt.core.model import TensorSpec
 from edgeopt.inspection import macs
 from edgeopt.inspection.flatbuffer import Buffer, Table, item
-from edgeopt.inspection.record import BITS, Inspection, Tally, counts_as_weight, dtype_bytes
+from edgeopt.inspection.record import BITS, MAX_RANK, Inspection, Tally, counts_as_weight, dtype_bytes
 
 _OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _DTYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
@@ -187,8 +187,10 @@ def _stored_bytes(buffer: Table) -> int:
 
 
 def _check_stored(tensor: _Tensor, path: Path) -> None:
-    if any(d < 0 for d in tensor.shape):
-        raise ArtifactError(f"{path} is damaged: tensor {tensor.name!r} has shape {list(tensor.shape)}; make it again")
+    if len(tensor.shape) > MAX_RANK or any(d < 0 for d in tensor.shape):
+        raise ArtifactError(
+            f"{path} is damaged: tensor {tensor.name!r} has shape {list(tensor.shape[:MAX_RANK])}; make it again"
+        )
     if tensor.stored and tensor.dtype in BITS and tensor.stored < dtype_bytes(tensor.dtype, tensor.elements):
         raise ArtifactError(
             f"{path} is damaged: tensor {tensor.name!r} of shape {list(tensor.shape)} has {tensor.stored} bytes; "

@@ -66,9 +66,11 @@ def inspect_program(program: ExportedProgram) -> Inspection:
 
 
 def _stored(program: ExportedProgram) -> dict[str, str]:
-    """Return placeholder name → name of the parameter, buffer or constant that it stands for."""
+    """Return placeholder → name of the parameter, buffer or constant that it stands for, if anything reads it."""
     kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    return {s.arg.name: s.target for s in program.graph_signature.input_specs if s.kind in kinds and s.target}
+    used = {n.name for n in program.graph.nodes if n.op == "placeholder" and n.users}
+    specs = program.graph_signature.input_specs
+    return {s.arg.name: s.target for s in specs if s.kind in kinds and s.target and s.arg.name in used}
 
 
 def _tensor(program: ExportedProgram, target: str) -> torch.Tensor | None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from edgeopt.core.errors import ArtifactError
 from edgeopt.core.model import TensorSpec
 from edgeopt.inspection import macs
+from edgeopt.inspection.onnx_shapes import MULTIPLY_FREE, Shapes, dimensions, first_line, infer_shapes
 from edgeopt.inspection.record import BITS, Inspection, Tally, counts_as_weight, dtype_bytes
 
 _DTYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
@@ -39,8 +39,6 @@ _PARAMETERS_OF_QUANTIZATION = {
 }  # fmt: skip
 """Inputs that are scales, zero points or factors of a geometry: no parameters, though they may be floats."""
 
-Shapes = dict[str, tuple[int, ...]]
-
 
 def inspect(path: Path) -> Inspection:
     """Inspect an `.onnx` file.
@@ -54,20 +52,20 @@ def inspect(path: Path) -> Inspection:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     except (DecodeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not an ONNX model, or is damaged: {_first_line(error)}") from error
+        raise ArtifactError(f"{path} is not an ONNX model, or is damaged: {first_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged: it has no graph or names no operator set")
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ArtifactError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
     tally = Tally()
     constants = _constants(model.graph)
     for name, tensor in constants.items():
         _check_stored(tensor, name, path)
     inputs = [_spec(v) for v in model.graph.input if v.name not in constants]
     outputs = [_spec(v) for v in model.graph.output]
-    model, shapes = _shapes(model, constants, tally)
+    model, shapes = infer_shapes(model, constants, tally)
     _count_weights(model.graph, constants, tally)
     _count_nodes(model.graph, constants, shapes, tally)
     inner = sum(1 for _ in _inner_nodes(model.graph))
@@ -106,6 +104,8 @@ def _count_nodes(graph: onnx.GraphProto, constants: dict[str, TensorProto], shap
         if node.op_type in _MACS:
             count = _MACS[node.op_type](node, known, output)
         elif node.domain not in ("", "ai.onnx", "ai.onnx.ml") or node.op_type in ("Attention", "DeformConv"):
+            if node.op_type in MULTIPLY_FREE:
+                continue
             tally.uncounted[op] += 1
         name = node.name or next(iter(node.output), op)
         parameters = sum(tally.weights[h].elements for h in held)
@@ -172,35 +172,6 @@ _MACS: dict[str, Callable[[onnx.NodeProto, _Known, macs.Shape], int | None]] = {
 }
 
 
-def _shapes(model: onnx.ModelProto, constants: dict[str, TensorProto], tally: Tally) -> tuple[onnx.ModelProto, Shapes]:
-    """Return the model with its functions inlined, and the shape of every tensor that inference tells."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    batch_fixed = False
-    for value in fixed.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and value.name not in constants and dims[0].dim_value <= 0:
-            dims[0].dim_value = 1
-            batch_fixed = True
-    if batch_fixed:
-        tally.notes.append("macs are for a batch of 1; the file leaves it open")
-        del fixed.graph.value_info[:]
-        for output in fixed.graph.output:
-            for dim in output.type.tensor_type.shape.dim:
-                dim.Clear()
-    try:
-        if fixed.functions:
-            fixed = onnx.inliner.inline_local_functions(fixed)
-        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        tally.notes.append(f"shape inference failed: {_first_line(error)}")
-    shapes: Shapes = {name: tuple(t.dims) for name, t in constants.items()}
-    for value in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output):
-        if value.type.tensor_type.HasField("shape"):
-            shapes.setdefault(value.name, _dims(value))
-    return fixed, shapes
-
-
 def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     found = {t.name: t for t in graph.initializer}
     for node in graph.node:
@@ -246,11 +217,7 @@ def _external_bytes(model: onnx.ModelProto, path: Path, tally: Tally) -> int:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    return TensorSpec(value.name, _dims(value), _dtype(value.type.tensor_type.elem_type))
-
-
-def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+    return TensorSpec(value.name, dimensions(value), _dtype(value.type.tensor_type.elem_type))
 
 
 def _dtype(element_type: int) -> str:
@@ -258,8 +225,3 @@ def _dtype(element_type: int) -> str:
         return _DTYPES[element_type]
     known = element_type in TensorProto.DataType.values()
     return TensorProto.DataType.Name(element_type).lower() if known else str(element_type)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

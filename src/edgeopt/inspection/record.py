@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,10 +13,12 @@ BITS = {
     "float64": 64, "int64": 64, "uint64": 64,
     "float32": 32, "int32": 32, "uint32": 32,
     "float16": 16, "bfloat16": 16, "int16": 16, "uint16": 16,
-    "int8": 8, "uint8": 8, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8,
-    "int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "uint3": 3, "uint6": 6, "uint1": 1,
+    "int8": 8, "uint8": 8, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8, "float8e4m3fn": 8, "float8e5m2": 8,
+    "float4e2m1": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "uint3": 3, "uint6": 6, "uint1": 1,
 }  # fmt: skip
 """Bits that one stored element of a type takes."""
+MAX_RANK = 32
+"""A tensor with more dimensions is a sign of damage."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,7 @@ class Weight:
 
     dtype: str
     elements: int
-
-    @property
-    def bytes(self) -> int:
-        """What it takes as stored, sub-byte types packed."""
-        return -(-self.elements * BITS[self.dtype] // 8)
+    bytes: int
 
 
 @dataclass
@@ -119,9 +116,11 @@ class Tally:
     uncounted: Counter[str] = field(default_factory=Counter)
     opaque: bool = False
 
-    def weight(self, key: Any, dtype: str, elements: int) -> None:
-        """Count a stored constant once, however many operators read it."""
-        self.weights.setdefault(key, Weight(dtype, elements))
+    def weight(self, key: Any, dtype: str, elements: int, stored: int | None = None) -> None:
+        """Count a constant once, however many operators read it; `stored` bytes if not all elements are stored."""
+        self.weights.setdefault(
+            key, Weight(dtype, elements, dtype_bytes(dtype, elements) if stored is None else stored)
+        )
 
     def layer(self, name: str, op: str, parameters: int, macs: int | None, output_shape: Iterable[int]) -> None:
         """Record an operator if it holds parameters or multiplies."""
@@ -168,4 +167,4 @@ def counts_as_weight(dtype: str, elements: int, quantized: bool = False) -> bool
 
 def dtype_bytes(dtype: str, elements: int) -> int:
     """Return the bytes that `elements` of a type take, packed."""
-    return math.ceil(elements * BITS[dtype] / 8)
+    return -(-elements * BITS.get(dtype, 8) // 8)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeopt.core.errors import ArtifactError
 from edgeopt.inspection import macs
 from edgeopt.inspection.flatbuffer import Buffer, Table
-from edgeopt.inspection.record import Tally, counts_as_weight
+from edgeopt.inspection.record import MAX_RANK, Tally, counts_as_weight
 
 _NODES = (
     "", "Add", "FullyConnected", "Softmax", "Sigmoid", "StaticTranspose", "Clamp", "Conv2d", "Div",
@@ -55,11 +55,10 @@ def count_xnnpack(payload: Buffer, delegate: int, named: set[str], tally: Tally)
     """
     graph = _graph(payload)
     constants = list(graph.tables(8))
-    for constant in constants:
-        key = constant.text(2)
-        if key and key not in named:
-            raise ArtifactError(f"{payload.name} is damaged: constant {key!r} is not in the program; make it again")
     keys = [constant.text(2) for constant in constants]
+    outside = sum(1 for key in keys if key and key not in named)
+    if outside:
+        tally.notes.append(f"{outside} constants of {payload.name} lie in another file; size_bytes leaves them out")
     values = dict(map(_value, graph.tables(2)))
     nodes = 0
     for index, node in enumerate(graph.tables(1)):
@@ -102,6 +101,8 @@ def _value(entry: Table) -> tuple[int, _Value]:
     code = tensor.integer(0, "<h")
     if code not in _DTYPES:
         raise ArtifactError(f"{entry.buffer.name} is damaged: tensor type {code} does not exist; make it again")
+    if len(tensor.integers(2, "<I")) > MAX_RANK:
+        raise ArtifactError(f"{entry.buffer.name} is damaged: a value has too many dimensions; make it again")
     value = _Value(tensor.integers(2, "<I"), _DTYPES[code], code in _QUANTIZED, tensor.integer(3, "<I"))
     return tensor.integer(6, "<I"), value
 

@@ -52,7 +52,7 @@ class Evaluator:
         self.precision = precision
         self.inputs: tuple[TensorSpec, ...] = program.inputs
         self.outputs: tuple[TensorSpec, ...] = program.outputs
-        self._halves = _declares_half(program.body)
+        self._halves = declares_half(program.body)
         with torch.inference_mode():
             self._plan = Planner(program.name, self._round).plan(program.body)
         self._template: list[Any] = [None] * self._plan.slots
@@ -185,11 +185,11 @@ def _store(slots: list[Any], where: tuple[int, ...], values: list[Any]) -> None:
         slots[slot] = value
 
 
-def _declares_half(block: Any) -> bool:
+def declares_half(block: Any) -> bool:
     """Whether any variable of a block is declared as fp16."""
     for op in block.operations:
         if any(type_name(var) == "fp16" for var in op.outputs):
             return True
-        if any(_declares_half(nested) for nested in op.blocks):
+        if any(declares_half(nested) for nested in op.blocks):
             return True
     return False

@@ -99,7 +99,7 @@ class Histogram:
             stored = np.clip(np.rint((centres - a) / step), 0, levels - 1) * step + a
             error = float((counts * np.square(centres - stored)).sum())
             if error < best:
-                best, chosen = error, (a, b)
+                best, chosen = error, (float(a), float(b))
         return chosen
 
 

@@ -78,8 +78,9 @@ def _build(
         values[tensor.name] = g.initializer(tensor.name, to_torch(tensor, f"initializer {tensor.name!r}"))
     if model.graph.sparse_initializer:
         raise SourceError("sparse initializers cannot be imported; store them as dense tensors")
+    read = frozenset(name for proto in model.graph.node for name in proto.input if name) | frozenset(output_names)
     for proto in model.graph.node:
-        node = Node(proto, tuple(_input(values, name, proto) for name in proto.input), opset)
+        node = Node(proto, tuple(_input(values, name, proto) for name in proto.input), opset, read)
         g.place, g.op = node.place, node.op
         result = BUILDERS[node.op](g, node)
         results = result if isinstance(result, tuple) else (result,)

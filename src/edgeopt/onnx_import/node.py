@@ -19,11 +19,15 @@ Value: TypeAlias = torch.Tensor | fx.Node
 
 @dataclass(frozen=True)
 class Node:
-    """A node whose inputs are already imported; an omitted input is None."""
+    """A node whose inputs are already imported; an omitted input is None.
+
+    `read` holds the names of all values that some node or the graph's output reads.
+    """
 
     proto: onnx.NodeProto
     inputs: tuple[Value | None, ...]
     opset: int
+    read: frozenset[str]
 
     @property
     def op(self) -> str:
@@ -98,8 +102,8 @@ class Node:
         return self.attr_ints(attribute)
 
     def used(self, output: int) -> bool:
-        """Whether output `output` is declared."""
-        return output < len(self.proto.output) and self.proto.output[output] != ""
+        """Whether anything reads output `output`."""
+        return output < len(self.proto.output) and self.proto.output[output] in self.read
 
     def unsupported(self, advice: str) -> UnsupportedOpError:
         """Return the error that this form of the operator cannot be imported."""

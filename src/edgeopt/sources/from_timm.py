@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import timm
-import timm.data
-
 from edgeopt.core.errors import SourceError, UsageError, did_you_mean
 from edgeopt.core.model import TensorSpec
 from edgeopt.sources.from_weights import fit, read_checkpoint, read_safetensors, state_dict_in
 from edgeopt.sources.request import Loaded, SourceRequest
+from edgeopt.sources.torchvision_ops import import_torchvision
+
+import_torchvision()
+
+import timm  # noqa: E402 - it imports torchvision, which must be made importable first
+import timm.data  # noqa: E402
 
 INTERPOLATION = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest", "lanczos": "lanczos"}
 

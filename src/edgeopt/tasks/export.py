@@ -16,3 +16,8 @@ def export(format_name: str, request: dict[str, Any]) -> dict[str, Any]:
     record: dict[str, Any] = made.to_json()
     record["tools"] = {package: importlib.metadata.version(package) for package in exporter.TOOLS}
     return record
+
+
+def warm(format_name: str) -> None:
+    """Import the exporter, so that the first export finds it loaded."""
+    plugins.find("exporters", format_name)

@@ -18,7 +18,7 @@ from edgeopt.core.model import Model, TensorSpec, layout_of
 from edgeopt.core.settings import parse
 from edgeopt.exporters.program import Unit, example_inputs
 from edgeopt.sources.request import Loaded, SourceRequest, understand
-from edgeopt.tasks.samples import choose, store_inputs, store_outputs
+from edgeopt.tasks.samples import choose, store_inputs
 from edgeopt.worker import report
 
 
@@ -32,9 +32,8 @@ def prepare(
     samples: int,
     calibration_samples: int,
     folder: str,
-    threads: int = 1,
 ) -> dict[str, Any]:
-    """Write `program.pt2`, `inputs/`, `reference/`, `calibration/` under `folder`; returns what they are.
+    """Write `program.pt2`, `inputs/`, `calibration/` under `folder`; returns what they are.
 
     Args:
         source, arch, trust: what the user named.
@@ -43,9 +42,7 @@ def prepare(
         samples: to verify on.
         calibration_samples: to calibrate on; 0 where nothing is calibrated.
         folder: to write to.
-        threads: of PyTorch.
     """
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     request = understand(source, arch=arch, trust=trust, shapes=tuple(tuple(s) for s in shapes))
     report("loading")
@@ -62,7 +59,7 @@ def prepare(
     if calibration is not None:
         for spec in model.inputs:
             digest.update((out / "calibration" / f"{spec.name}.npy").read_bytes())
-    store_outputs(model.module, model.inputs, outputs, out / "inputs", out / "reference")
+    _same_on_first_inputs(model, program, out / "inputs")
     parameters = {id(p): p.numel() for p in model.module.parameters()}
     return {
         "model": {
@@ -142,6 +139,26 @@ def export_program(model: Model) -> tuple[torch.export.ExportedProgram, tuple[Te
             f"{model.source}: torch.export cannot capture it: {type(error).__name__}: {reason[:300]}"
         ) from error
     return program, outputs
+
+
+def _same_on_first_inputs(model: Model, program: torch.export.ExportedProgram, folder: Path) -> None:
+    """Make sure that the exported program computes what the module does.
+
+    Raises:
+        SourceError: it does not, as when the module branches on values or draws random numbers.
+    """
+    stored = tuple(
+        torch.from_numpy(np.array(np.load(folder / f"{s.name}.npy", mmap_mode="r")[0])) for s in model.inputs
+    )
+    with torch.inference_mode():
+        expected, _ = torch.utils._pytree.tree_flatten(model.module(*stored))
+        actual, _ = torch.utils._pytree.tree_flatten(program.module()(*stored))
+    for a, b in zip(expected, actual, strict=True):
+        if not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max())), equal_nan=True):
+            raise SourceError(
+                f"{model.source}: the exported program does not compute what the module does (difference "
+                f"{float((a - b).abs().max()):.3g}); does it branch on values, or draw random numbers?"
+            )
 
 
 def labels_of(card: ModelCard, folder: Path) -> list[str] | None:

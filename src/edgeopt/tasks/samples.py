@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import Model, TensorSpec
@@ -90,33 +89,6 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     labels = labels[: len(choice.indices)]
     np.save(folder / "labels.npy", labels)
     return bool((labels >= 0).all())
-
-
-def store_outputs(
-    module: torch.nn.Module,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    inputs_folder: Path,
-    folder: Path,
-) -> None:
-    """Run the module on stored inputs and write `<output>.npy` of shape (batches, *output shape)."""
-    folder.mkdir()
-    stored = {s.name: np.load(inputs_folder / f"{s.name}.npy", mmap_mode="r") for s in inputs}
-    count = len(next(iter(stored.values())))
-    arrays = {
-        s.name: np.lib.format.open_memmap(folder / f"{s.name}.npy", "w+", np.dtype(s.dtype), (count, *s.shape))
-        for s in outputs
-    }
-    for index in range(count):
-        with torch.inference_mode():
-            result = module(*(torch.from_numpy(np.array(stored[s.name][index])) for s in inputs))
-        flat, _ = torch.utils._pytree.tree_flatten(result)
-        for spec, tensor in zip(outputs, flat, strict=True):
-            arrays[spec.name][index] = tensor.detach().numpy()
-        if index % 8 == 0:
-            report(f"running the original {index}/{count}")
-    for array in arrays.values():
-        array.flush()
 
 
 def _from_here(name: str, asked_for: str | None) -> str:

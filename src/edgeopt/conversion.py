@@ -1,0 +1,264 @@
+"""One conversion: the model is prepared once, and each format is made and run in every precision, side by side.
+
+While the model loads, the first formats' workers already import their converters; while they convert, the original runs
+on the same inputs. Futures hand on what each needs of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeopt import steps
+from edgeopt.cache import file_sha256, key_of
+from edgeopt.core.artifact import Export, ExportRequest
+from edgeopt.core.errors import CancelledRunError, ConversionError, EdgeoptError
+from edgeopt.core.formats import Format
+from edgeopt.core.model import TensorSpec
+from edgeopt.steps import Document, Plan, Source, Workshop
+from edgeopt.worker import Worker
+
+# The slowest first, so that the last to end is a short one; LiteRT before those that wait for the int8 graph.
+START_ORDER = ("litert", "executorch", "coreml", "onnx")
+
+
+class Conversion:
+    """Makes every artifact of a plan in `bundle`.
+
+    Args:
+        work: where it happens.
+        source: the model.
+        what: formats, precisions, data.
+        bundle: the folder to write artifacts to.
+    """
+
+    def __init__(self, work: Workshop, source: Source, what: Plan, bundle: Path) -> None:
+        self.work = work
+        self.source = source
+        self.what = what
+        self.bundle = bundle
+        self._prepared: Future[Document] = Future()
+        self._reference: Future[None] = Future()
+        self._quantized: Future[Path] = Future()
+
+    def run(self) -> tuple[Document, list[Document], list[Document]]:
+        """Return what `prepare` found, the artifacts' records, and those of the failures.
+
+        Raises:
+            EdgeoptError: the model or its data cannot be used; a format's own failure is only recorded.
+        """
+        for precision in self.what.precisions:
+            for form in self.what.formats:
+                self.work.context.progress.update(f"{form.name} {precision}", "waiting")
+        order = sorted(self.what.formats, key=lambda f: START_ORDER.index(f.name) if f.name in START_ORDER else 0)
+        with ThreadPoolExecutor(2) as aside, ThreadPoolExecutor(self.work.context.jobs) as pool:
+            aside.submit(self._run_original)
+            aside.submit(self._quantize)
+            futures = [pool.submit(self._make_format, form) for form in order]
+            try:
+                prepared = self._prepared.result()
+                records = [record for future in futures for record in future.result()]
+                self._reference.result()
+            except BaseException:
+                self.work.context.cancel.set()  # both pools wait for their threads, so they must end now
+                raise
+        names = [form.name for form in self.what.formats]
+        records.sort(key=lambda r: (self.what.precisions.index(r["precision"]), names.index(r["format"])))
+        return prepared, [r for r in records if "reason" not in r], [r for r in records if "reason" in r]
+
+    def _run_original(self) -> None:
+        with _passing_on_errors(self._prepared, self._reference), self.work.worker_for(self.source) as worker:
+            self._prepared.set_result(steps.prepare(self.work, worker, self.source, self.what))
+            steps.run_reference(self.work, worker, self._prepared.result())
+            self._reference.set_result(None)
+
+    def _quantize(self) -> None:
+        """Calibrate the one int8 graph that several formats lower."""
+        if not self.what.calibrates or not any(form.lowers_quantized_graph for form in self.what.formats):
+            return
+        name = "int8 graph"
+        progress = self.work.context.progress
+        with _passing_on_errors(self._quantized), self.work.worker(threads=1) as worker:
+            prepared = self._prepared.result()
+            out = self.work.folder / "quantized" / "program.pt2"
+            tools = {p: _version(p) for p in ("torch", "torchao")}
+            key = key_of(_identity(prepared) | {"stage": "quantize", "tools": tools})
+            kept = self.work.context.cache
+            if kept is None or kept.get(key, out) is None:
+                arguments = {
+                    "program": str(self.work.folder / "program.pt2"),
+                    "inputs": prepared["model"]["inputs"],
+                    "calibration": str(self.work.folder / "calibration"),
+                    "out": str(out),
+                }
+                what = f"static int8 of {prepared['model']['name']}"
+                try:
+                    self.work.call(worker, name, "quantize:quantize", arguments, what=what, failure=ConversionError)
+                except EdgeoptError as error:
+                    progress.finish(name, str(error), ok=False)
+                    raise
+                if kept is not None:
+                    kept.put(key, out, {})
+            progress.finish(name, f"calibrated on {prepared['data']['calibrated']} samples", ok=True)
+            self._quantized.set_result(out)
+
+    def _make_format(self, form: Format) -> list[Document]:
+        """Make one format in every precision, all in one worker; a failure is a record with a `reason`."""
+        records = []
+        with self.work.worker(threads=1) as worker:
+            self._warm(worker, form)
+            prepared = self._prepared.result()
+            for precision in self.what.precisions:
+                name = f"{form.name} {precision}"
+                try:
+                    record = self._make(worker, name, form, precision, prepared)
+                    parity = record["parity"]
+                    self.work.context.progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
+                except CancelledRunError:
+                    raise
+                except EdgeoptError as found:
+                    error = steps.blame_full_disk(found, self.work.folder, self.bundle)
+                    reason = str(error.args[0])
+                    self.work.context.progress.finish(name, reason, ok=False)
+                    record = {"format": form.name, "precision": precision, "reason": reason, "log": error.log}
+                records.append(record)
+        return records
+
+    def _warm(self, worker: Worker, form: Format) -> None:
+        """Import the converter while the model is still being loaded; its errors are told by the export itself."""
+        if self._prepared.done():
+            return
+        name = f"{form.name} {self.what.precisions[0]}"
+        with contextlib.suppress(EdgeoptError):
+            what = f"importing the {form.name} converter"
+            self.work.call(worker, name, "export:warm", {"format_name": form.name}, what=what, failure=ConversionError)
+
+    def _make(self, worker: Worker, name: str, form: Format, precision: str, prepared: Document) -> Document:
+        """Make one artifact and run it; returns its entry in the manifest.
+
+        Raises:
+            EdgeoptError: the converter or the runtime failed; what was written stands in `evidence` or is gone.
+        """
+        self.work.context.progress.update(name, "starting")
+        path = self.bundle / f"{prepared['model']['name']}.{precision}{form.suffix}"
+        request = self._request(form, precision, prepared, path)
+        started = time.monotonic()
+        try:
+            export, from_cache = self._export(worker, name, form, request, prepared)
+        except EdgeoptError:
+            steps.remove(path)
+            raise
+        try:
+            ran = steps.execute(self.work, worker, name, form, path, prepared, precision)
+            seconds = time.monotonic() - started
+            self._reference.result()
+            parity = steps.compare(self.work, name, path, prepared, self.what, precision, ran, self.bundle)
+        except EdgeoptError:
+            (self.bundle / "evidence").mkdir(exist_ok=True)
+            path.rename(self.bundle / "evidence" / path.name)
+            raise
+        return {
+            "format": form.name,
+            "precision": precision,
+            "path": path.name,
+            "size_bytes": _size(path),
+            "sha256": file_sha256(path),
+            "inputs": [s.to_json() for s in export.inputs],
+            "outputs": [s.to_json() for s in export.outputs],
+            "parity": parity,
+            "not_quantized": list(export.not_quantized),
+            "notes": list(export.notes),
+            "tools": export.tools,
+            "cached": from_cache,
+            "seconds": round(seconds, 2),
+        }
+
+    def _request(self, form: Format, precision: str, prepared: Document, path: Path) -> ExportRequest:
+        static = precision.startswith("static")
+        program = self.work.folder / "program.pt2"
+        if static and form.lowers_quantized_graph:
+            program = self._quantized.result()
+        target = self.what.target
+        return ExportRequest(
+            name=prepared["model"]["name"],
+            program=str(program),
+            inputs=tuple(TensorSpec.from_json(s) for s in prepared["model"]["inputs"]),
+            outputs=tuple(TensorSpec.from_json(s) for s in prepared["model"]["outputs"]),
+            precision=precision,
+            out=str(path),
+            calibration=str(self.work.folder / "calibration") if static else None,
+            layout=target.layout if target else "NCHW",
+            coreml_deployment_target=target.coreml_deployment_target if target else "iOS17",
+            int8_activations=target.kernels.int8_activations if target else "uint8",
+        )
+
+    def _export(
+        self, worker: Worker, name: str, form: Format, request: ExportRequest, prepared: Document
+    ) -> tuple[Export, bool]:
+        """Export, or take the same export from the cache; returns its record and whether it was there."""
+        out = Path(request.out)
+        kept = self.work.context.cache
+        key = key_of(
+            _identity(prepared)
+            | {
+                "request": request.model_dump(mode="json", exclude={"program", "out", "calibration"}),
+                "format": form.name,
+                "calibration": prepared["data"]["calibration_sha256"] if request.calibration else None,
+                "tools": {p: _version(p) for p in ("torch", *form.packages)},
+            }
+        )
+        if kept is not None and (record := kept.get(key, out)) is not None:
+            return Export.from_json(record), True
+        arguments = {"format_name": form.name, "request": request.model_dump(mode="json")}
+        what = f"{form.name} export of {request.name}"
+        record = self.work.call(worker, name, "export:export", arguments, what=what, failure=ConversionError)
+        if kept is not None:
+            kept.put(key, out, record)
+        return Export.from_json(record), False
+
+
+@contextlib.contextmanager
+def _passing_on_errors(*futures: Future[Any]) -> Iterator[None]:
+    """Give an error to whoever waits for the futures that have no result yet."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 - a thread's error must reach those who wait, whatever it is
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _identity(prepared: Document) -> Document:
+    """Return what every stage's result depends on: the program, its calibration inputs, and edgeopt's own code."""
+    return {
+        "edgeopt": _own_sha256(),
+        "program": prepared["program_sha256"],
+        "calibration": prepared["data"]["calibration_sha256"],
+    }
+
+
+@cache
+def _own_sha256() -> str:
+    digest = hashlib.sha256()
+    for folder in ("exporters", "stages", "tasks"):
+        for file in sorted(Path(__file__).with_name(folder).glob("*.py")):
+            digest.update(file_sha256(file).encode())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgeopt import plugins
+from edgeopt.bench.parity import THRESHOLDS, compare
+from edgeopt.core.artifact import Export, Parity
+from edgeopt.core.errors import ArtifactError, ConversionError
+from edgeopt.core.formats import FORMATS
+from edgeopt.core.model import TensorSpec
+from edgeopt.tasks.prepare import prepare
+from edgeopt.tasks.quantize import quantize
+from edgeopt.worker import Limits, Worker
+
+torch.set_num_threads(1)
+
+MODELS = {
+    "conv": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image):
+        x = nn.functional.relu6(self.bn(self.stem(image)))
+        x = x + nn.functional.hardswish(self.dw(nn.functional.pad(x, (0, 1, 0, 1))[:, :, :-1, :-1]))
+        return self.head(x.mean((2, 3)))
+""",
+    "two_inputs_dict_output": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Conv2d(3, 4, 3, padding=1)
+        self.text = nn.Linear(6, 4)
+
+    def forward(self, image, features):
+        gate = torch.sigmoid(self.text(features))
+        mixed = self.image(image) * gate[:, :, None, None]
+        return {"score map": mixed.amax(1, keepdim=True), "gate": gate, "pooled": mixed.mean((2, 3))}
+""",
+    "integer_input": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, tokens, mask):
+        x = self.table(tokens) * mask[:, :, None].float()
+        return self.fc(x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).float())
+""",
+    "batch_of_three": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, image):
+        return torch.softmax(self.conv(image).flatten(1)[:, :11], 1)
+""",
+    "sequential_root": """
+def Net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 3))
+""",
+    "channels_last_parameters": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image):
+        return self.b(torch.relu(self.a(image)))
+""",
+    "transposed_and_resized": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+
+    def forward(self, image):
+        x = nn.functional.silu(self.down(image))
+        wide = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+        return torch.cat([self.up(x), wide], 1), x.flatten(1).argmax(1)
+""",
+    "attention": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.norm = nn.LayerNorm(16)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        return self.out(nn.functional.gelu(nn.functional.scaled_dot_product_attention(q, k, v)))
+""",
+}
+IMAGE = "{name: image, shape: [1, 3, 12, 12]}"
+INPUTS = {
+    "two_inputs_dict_output": f"{IMAGE}, {{name: features, shape: [1, 6]}}",
+    "integer_input": "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7], dtype: int64}",
+    "batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",
+    "attention": "{name: x, shape: [1, 9, 16]}",
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as `convert` hands it to the exporters."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+    quantized: Path | None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec.from_json(s) for s in self.record["model"]["inputs"])
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec.from_json(s) for s in self.record["model"]["outputs"])
+
+
+@dataclass(frozen=True)
+class Made:
+    export: Export
+    path: Path
+    parity: Parity
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Callable[[str], Worker]]:
+    """One worker per format for the whole session: its converter is imported once."""
+    running: dict[str, Worker] = {}
+
+    def worker(name: str) -> Worker:
+        if name not in running:
+            running[name] = Worker(threads=1, limits=Limits(timeout_s=200))
+        return running[name]
+
+    yield worker
+    for process in running.values():
+        process.close()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared]:
+    """Load and export a model once, with its reference outputs on noise, which serves as calibration data too."""
+    kept: dict[str, Prepared] = {}
+
+    def get(name: str, static: bool = False) -> Prepared:
+        key = f"{name}-{static}"
+        if key not in kept:
+            folder = tmp_path_factory.mktemp(name)
+            factory = "def build():\n    torch.manual_seed(0)\n    return Net()\n"
+            (folder / "net.py").write_text(f"import torch\nfrom torch import nn\n{MODELS[name]}\n{factory}")
+            (folder / "card.yaml").write_text(f"source: net.py:build\ninputs: [{INPUTS.get(name, IMAGE)}]\n")
+            work = folder / "work"
+            work.mkdir()
+            record = prepare(
+                source=str(folder / "card.yaml"),
+                arch=None,
+                trust=False,
+                shapes=[],
+                data=None,
+                samples=7,
+                calibration_samples=0,
+                folder=str(work),
+            )
+            quantized = None
+            if static:
+                (work / "calibration").symlink_to(work / "inputs")
+                quantized = work / "quantized.pt2"
+                quantize(
+                    program=str(work / "program.pt2"),
+                    inputs=record["model"]["inputs"],
+                    calibration=str(work / "calibration"),
+                    out=str(quantized),
+                )
+            kept[key] = Prepared(name, work, record, quantized)
+        return kept[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def make(workers, prepared) -> Callable[..., Made]:
+    """Export one model in one format and precision, run it and compare it, as `convert` does; kept for the session."""
+    kept: dict[tuple[Any, ...], Made] = {}
+
+    def make(name: str, form: str, precision: str = "fp32", **options: Any) -> Made:
+        key = (name, form, precision, *sorted(options.items()))
+        if key in kept:
+            return kept[key]
+        static = precision.startswith("static")
+        model = prepared(name, static)
+        description = FORMATS[form]
+        stem = "-".join(str(part) for part in (form, precision, *options.values()))
+        path = model.folder / f"{stem}{description.suffix}"
+        lowers = static and description.lowers_quantized_graph
+        request = {
+            "name": name,
+            "program": str(model.quantized if lowers else model.folder / "program.pt2"),
+            "inputs": model.record["model"]["inputs"],
+            "outputs": model.record["model"]["outputs"],
+            "precision": precision,
+            "out": str(path),
+            "calibration": str(model.folder / "calibration") if static else None,
+            **options,
+        }
+        log = model.folder / f"{stem}.log"
+        record = workers(form).call(
+            "edgeopt.tasks.export:export",
+            {"format_name": form, "request": request},
+            what=f"{form} export of {name}",
+            log=log,
+            failure=ConversionError,
+        )
+        outputs = model.folder / f"{stem}-outputs"
+        ran = workers(form).call(
+            "edgeopt.tasks.execute:execute",
+            {
+                "runtime": description.runtime,
+                "artifact": str(path),
+                "inputs": request["inputs"],
+                "outputs": request["outputs"],
+                "inputs_folder": str(model.folder / "inputs"),
+                "folder": str(outputs),
+                "options": {"precision": "fp32" if precision == "fp32" else "fp16"} if form == "coreml" else {},
+            },
+            what=f"running {path.name}",
+            log=log,
+            failure=ArtifactError,
+        )
+        parity = compare(
+            model.folder / "reference",
+            outputs,
+            model.outputs,
+            samples=7,
+            labels=(),
+            task="generic",
+            runtime=ran["runtime"],
+            inputs="random",
+            threshold=THRESHOLDS[precision],
+        )
+        kept[key] = Made(Export.from_json(record), path, parity)
+        return kept[key]
+
+    return make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "form" in metafunc.fixturenames:
+        metafunc.parametrize("form", plugins.names("exporters"))
+    if "model" in metafunc.fixturenames:
+        metafunc.parametrize("model", list(MODELS))
