@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from edgeopt.worker import Limits, Worker
+
 ROOT = Path(__file__).parents[1]
 MARKER = "EDGEOPT_TEST_RUN"
 
@@ -87,6 +89,10 @@ class Command:
         )
         return process, mark
 
+    def leftovers(self) -> list[str]:
+        """Return what runs left in the temporary folder that is the command's own."""
+        return sorted(p.name for p in Path(self.environment["TMPDIR"]).iterdir())
+
     def __call__(self, *arguments: object, timeout: float = 240) -> Ran:
         started = time.monotonic()
         process, mark = self.start(*arguments)
@@ -116,6 +122,21 @@ def fresh_edgeopt(tmp_path: Path) -> Command:
     temporary = tmp_path / "tmpdir"
     temporary.mkdir()
     return Command(_environment(tmp_path / "own-cache") | {"TMPDIR": str(temporary)}, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def format_worker() -> Iterator[Callable[[str], Worker]]:
+    """One worker per format for the whole session: its converter is imported once."""
+    running: dict[str, Worker] = {}
+
+    def worker(name: str) -> Worker:
+        if name not in running:
+            running[name] = Worker(threads=1, limits=Limits(timeout_s=200))
+        return running[name]
+
+    yield worker
+    for process in running.values():
+        process.close()
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,19 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
     return document
 
 
-def verify(artifact: Path, against: Source, what: Plan, context: Context) -> Document:
+def verify(
+    artifact: Path,
+    against: Source,
+    what: Plan,
+    context: Context,
+    *,
+    card: Path | None = None,
+    locate_below_db: float | None = None,
+) -> Document:
     """Run an artifact made by anyone and compare it with a model or with another artifact.
+
+    `card` gives preprocessing, labels and task where the original is an artifact. With `locate_below_db`, the
+    document names the first operator of a Core ML package whose result has a lower SNR.
 
     Raises:
         UsageError: it is no artifact that edgeopt can execute.
@@ -71,7 +82,7 @@ def verify(artifact: Path, against: Source, what: Plan, context: Context) -> Doc
     reference = format_of_file(Path(against.name))
     with workshop(context) as work:
         if reference is not None:
-            prepared = steps.prepare_artifact(work, Path(against.name), reference, what, against.shapes)
+            prepared = steps.prepare_artifact(work, Path(against.name), reference, what, against.shapes, card)
         else:
             with work.worker_for(against) as worker:
                 prepared = steps.prepare(work, worker, against, what)
@@ -80,9 +91,14 @@ def verify(artifact: Path, against: Source, what: Plan, context: Context) -> Doc
         name = f"{form.name} {precision}"
         with work.worker(threads=1) as worker:
             ran = steps.execute(work, worker, name, form, artifact, prepared, precision)
-        parity = steps.compare(work, name, artifact, prepared, what, precision, ran)
+            parity = steps.compare(work, name, artifact, prepared, what, precision, ran)
+            document = {"artifact": str(artifact), "against": against.name, "data": prepared["data"], "parity": parity}
+            if locate_below_db is not None:
+                document["divergence"] = steps.locate(
+                    work, worker, artifact, against.name, prepared, precision, locate_below_db
+                )
         work.context.progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
-    return {"artifact": str(artifact), "against": against.name, "data": prepared["data"], "parity": parity}
+    return document
 
 
 def inspect(source: Source, context: Context) -> Document:

@@ -137,7 +137,7 @@ def run_reference(work: Workshop, worker: Worker, prepared: Document) -> None:
 
 
 def prepare_artifact(
-    work: Workshop, path: Path, form: Format, what: Plan, shapes: tuple[tuple[int, ...], ...]
+    work: Workshop, path: Path, form: Format, what: Plan, shapes: tuple[tuple[int, ...], ...], card: Path | None = None
 ) -> Document:
     """Take an artifact as the original: store inputs and its outputs."""
     artifact_format(path)
@@ -147,6 +147,7 @@ def prepare_artifact(
         "data": what.data,
         "samples": what.samples,
         "shapes": [list(s) for s in shapes],
+        "card": str(card) if card else None,
         "folder": str(work.folder),
     }
     with work.worker(threads=work.context.jobs) as worker:
@@ -216,6 +217,36 @@ def compare(
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
     return result.to_json() | ({"notes": ran["notes"]} if ran["notes"] else {})
+
+
+def locate(
+    work: Workshop,
+    worker: Worker,
+    path: Path,
+    against: str,
+    prepared: Document,
+    precision: str,
+    threshold_db: float,
+) -> Document:
+    """Name the first operator of a Core ML package whose result falls below a threshold.
+
+    Raises:
+        UsageError: the artifact is no Core ML package, or the original neither a PyTorch model nor a package.
+    """
+    if artifact_format(path).name != "coreml":
+        raise UsageError(f"{path}: operators are compared one by one in Core ML packages only")
+    arguments = {
+        "artifact": str(path),
+        "original": against if format_of_file(Path(against)) else str(work.folder / "program.pt2"),
+        "inputs": prepared["model"]["inputs"],
+        "outputs": prepared["model"]["outputs"],
+        "inputs_folder": str(work.folder / "inputs"),
+        "threshold_db": threshold_db,
+        "precision": "fp32" if precision == "fp32" else "fp16",
+    }
+    what = f"locating where {path.name} diverges"
+    found: Document = work.call(worker, "divergence", "locate:locate", arguments, what=what, failure=ArtifactError)
+    return found
 
 
 def inspect_artifact(work: Workshop, path: Path) -> Document:

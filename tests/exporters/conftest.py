@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from edgeopt.core.artifact import Export, Parity
 from edgeopt.core.errors import ArtifactError, ConversionError
 from edgeopt.core.formats import FORMATS
 from edgeopt.core.model import TensorSpec
+from edgeopt.tasks.execute import execute
 from edgeopt.tasks.prepare import prepare
 from edgeopt.tasks.quantize import quantize
-from edgeopt.worker import Limits, Worker
 
 torch.set_num_threads(1)
 
@@ -47,73 +47,47 @@ class Net(nn.Module):
         mixed = self.image(image) * gate[:, :, None, None]
         return {"score map": mixed.amax(1, keepdim=True), "gate": gate, "pooled": mixed.mean((2, 3))}
 """,
-    "integer_input": """
+    "tokens_through_attention": """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(50, 8)
-        self.fc = nn.Linear(8, 4)
+        self.table = nn.Embedding(50, 16)
+        self.qkv = nn.Linear(16, 48)
+        self.norm = nn.LayerNorm(16)
+        self.out = nn.Linear(16, 5)
 
     def forward(self, tokens, mask):
-        x = self.table(tokens) * mask[:, :, None].float()
-        return self.fc(x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).float())
+        x = self.norm(self.table(tokens))
+        q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        x = x + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        weight = mask[:, :, None].float()
+        return self.out(nn.functional.gelu((x * weight).sum(1) / weight.sum(1).clamp(min=1)))
 """,
-    "batch_of_three": """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-
-    def forward(self, image):
-        return torch.softmax(self.conv(image).flatten(1)[:, :11], 1)
-""",
-    "sequential_root": """
+    "sequential_batch_of_three": """
 def Net():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(4, 3))
+                         nn.Linear(4, 3), nn.Softmax(1))
 """,
     "channels_last_parameters": """
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a = nn.Conv2d(3, 4, 3, padding=1)
-        self.b = nn.Conv2d(4, 4, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, image):
-        return self.b(torch.relu(self.a(image)))
-""",
-    "transposed_and_resized": """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
         self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
         self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image):
         x = nn.functional.silu(self.down(image))
         wide = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
         return torch.cat([self.up(x), wide], 1), x.flatten(1).argmax(1)
 """,
-    "attention": """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(16, 48)
-        self.norm = nn.LayerNorm(16)
-        self.out = nn.Linear(16, 5)
-
-    def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        return self.out(nn.functional.gelu(nn.functional.scaled_dot_product_attention(q, k, v)))
-""",
 }
 IMAGE = "{name: image, shape: [1, 3, 12, 12]}"
+TOKENS = "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7], dtype: int64}"
 INPUTS = {
     "two_inputs_dict_output": f"{IMAGE}, {{name: features, shape: [1, 6]}}",
-    "integer_input": "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7], dtype: int64}",
-    "batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",
-    "attention": "{name: x, shape: [1, 9, 16]}",
+    "tokens_through_attention": TOKENS,
+    "sequential_batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",
 }
 
 
@@ -143,21 +117,6 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def workers() -> Iterator[Callable[[str], Worker]]:
-    """One worker per format for the whole session: its converter is imported once."""
-    running: dict[str, Worker] = {}
-
-    def worker(name: str) -> Worker:
-        if name not in running:
-            running[name] = Worker(threads=1, limits=Limits(timeout_s=200))
-        return running[name]
-
-    yield worker
-    for process in running.values():
-        process.close()
-
-
-@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared]:
     """Load and export a model once, with its reference outputs on noise, which serves as calibration data too."""
     kept: dict[str, Prepared] = {}
@@ -181,6 +140,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
                 calibration_samples=0,
                 folder=str(work),
             )
+            execute(
+                runtime="torch",
+                artifact=str(work / "program.pt2"),
+                inputs=record["model"]["inputs"],
+                outputs=record["model"]["outputs"],
+                inputs_folder=str(work / "inputs"),
+                folder=str(work / "reference"),
+                options={"threads": 1},
+            )
             quantized = None
             if static:
                 (work / "calibration").symlink_to(work / "inputs")
@@ -198,7 +166,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
 
 
 @pytest.fixture(scope="session")
-def make(workers, prepared) -> Callable[..., Made]:
+def make(format_worker, prepared) -> Callable[..., Made]:
     """Export one model in one format and precision, run it and compare it, as `convert` does; kept for the session."""
     kept: dict[tuple[Any, ...], Made] = {}
 
@@ -223,7 +191,7 @@ def make(workers, prepared) -> Callable[..., Made]:
             **options,
         }
         log = model.folder / f"{stem}.log"
-        record = workers(form).call(
+        record = format_worker(form).call(
             "edgeopt.tasks.export:export",
             {"format_name": form, "request": request},
             what=f"{form} export of {name}",
@@ -231,7 +199,7 @@ def make(workers, prepared) -> Callable[..., Made]:
             failure=ConversionError,
         )
         outputs = model.folder / f"{stem}-outputs"
-        ran = workers(form).call(
+        ran = format_worker(form).call(
             "edgeopt.tasks.execute:execute",
             {
                 "runtime": description.runtime,
@@ -264,7 +232,9 @@ def make(workers, prepared) -> Callable[..., Made]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "form" in metafunc.fixturenames:
+    if "form" in metafunc.fixturenames and not any(
+        "form" in str(m.args[0]) for m in metafunc.definition.iter_markers("parametrize")
+    ):
         metafunc.parametrize("form", plugins.names("exporters"))
     if "model" in metafunc.fixturenames:
         metafunc.parametrize("model", list(MODELS))

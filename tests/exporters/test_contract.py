@@ -7,9 +7,11 @@ import json
 import pytest
 
 from edgeopt.core.artifact import Export
+from edgeopt.core.errors import UsageError
 from edgeopt.core.formats import FORMATS, PRECISIONS
 
 CONVERTED = ("int64", "int32")
+STATIC = pytest.mark.slow  # tests/e2e makes it in all four formats every time
 
 
 def test_a_float_artifact_computes_what_the_model_does(make, model, form):
@@ -29,18 +31,14 @@ def test_inputs_and_outputs_keep_the_models_names_and_shapes(make, prepared, mod
         assert own.layout == source.layout
 
 
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "fp32"])
+@pytest.mark.parametrize("precision", ["fp16", "dynamic_wi8_afp32", pytest.param("static_wi8_ai8", marks=STATIC)])
 def test_every_precision_passes_on_a_small_net(make, form, precision):
     made = make("conv", form, precision)
     assert made.parity.passed, made.parity
     assert made.parity.snr_db < 120, "nothing was quantized"
 
 
-def _size(path):
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
-
-
-@pytest.mark.parametrize("precision", ["dynamic_wi8_afp32", "static_wi8_ai8"])
+@pytest.mark.parametrize("precision", ["dynamic_wi8_afp32", pytest.param("static_wi8_ai8", marks=STATIC)])
 def test_what_stayed_in_float_is_told(make, form, precision):
     made = make("conv", form, precision)
     for line in made.export.not_quantized:
@@ -71,16 +69,19 @@ def test_no_local_path_is_left_in_the_artifact(make, form):
         assert b"net.py" not in content, file
 
 
-@pytest.mark.parametrize("model_name", ["conv", "two_inputs_dict_output"])
-def test_a_target_that_wants_channels_last_gets_them(make, model_name, form):
-    made = make(model_name, form, layout="NHWC")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("conv", "litert"), ("two_inputs_dict_output", "litert"), ("conv", "onnx")],
+)
+def test_a_target_that_wants_channels_last_gets_them(make, name, form):
+    made = make(name, form, layout="NHWC")
     assert made.parity.snr_db >= 80
     image = made.export.inputs[0]
     if form == "litert":
         assert image.shape == (1, 12, 12, 3) and image.layout == "NHWC"
     else:
         assert image.shape == (1, 3, 12, 12) and image.layout == "NCHW"
-    assert made.export.outputs[0].shape == make(model_name, form).export.outputs[0].shape
+    assert made.export.outputs[0].shape == make(name, form).export.outputs[0].shape
 
 
 def test_channels_last_in_static_int8(make):
@@ -102,8 +103,6 @@ def test_signed_activations_where_the_target_wants_them(make):
 
 
 def test_core_ml_refuses_int8_activations_before_ios17(make):
-    from edgeopt.core.errors import UsageError
-
     with pytest.raises(UsageError, match="runs static_wi8_ai8 from iOS17 on"):
         make("conv", "coreml", "static_wi8_ai8", coreml_deployment_target="iOS16")
     assert make("conv", "coreml", "fp32", coreml_deployment_target="iOS16").parity.passed

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 
+from edgeopt.core.errors import ArtifactError
 from edgeopt.inspection.inspect_onnx import inspect
 
 
@@ -135,3 +137,26 @@ def test_onnxruntimes_own_quantized_operators_do_not_hide_what_follows(tmp_path)
     assert found.macs == 8 * 9 * 27
     assert found.weights_by_dtype == {"int8": 216, "int32": 8}
     assert found.notes == ()
+
+
+@pytest.mark.timeout(20)
+def test_functions_that_explode_are_refused_at_once(tmp_path):
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = [
+        helper.make_function(
+            "own", f"F{level}", ["a"], ["b"],
+            [helper.make_node(f"F{level + 1}" if level < 29 else "Neg", [x], [y], domain="own" if level < 29 else "")
+             for x, y in (("a", "s"), ("s", "t"), ("t", "b"))], opsets,
+        )
+        for level in range(30)
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("F0", ["x"], ["y"], domain="own")], "t", [helper.make_tensor_value_info("x", 1, [2])],
+        [helper.make_tensor_value_info("y", 1, [2])],
+    )  # fmt: skip
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8).SerializeToString()
+    )
+    with pytest.raises(ArtifactError, match="expand to more than"):
+        inspect(path)

@@ -47,8 +47,8 @@ def _regenerate(tmp_path: Path, *models: str) -> dict[str, Any]:
     return _records(tmp_path)
 
 
-def test_small_models_again(tmp_path: Path) -> None:
-    records = _regenerate(tmp_path, "gru_classifier", "stateful")
+def test_small_model_again(tmp_path: Path) -> None:
+    records = _regenerate(tmp_path, "gru_classifier")
     for record in records.values():
         _check(record)
 

@@ -16,7 +16,7 @@ from coremltools.proto import Model_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeopt.core.errors import ArtifactError, UnsupportedOpError
+from edgeopt.core.errors import ArtifactError, EdgeoptError, UnsupportedOpError
 from edgeopt.mil import Evaluator, load_package
 from edgeopt.mil.describe import describe
 from edgeopt.mil.integrity import seal
@@ -155,6 +155,25 @@ def test_sealed_package_notices_every_flipped_byte(package: Path, place: int, va
             load_package(package)
     finally:
         file.write_bytes(whole)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10**9), value=st.integers(1, 255))
+def test_flipped_specification_byte_is_an_error_of_ours_or_harmless(
+    package: Path, small_program: Any, small_input: np.ndarray, place: int, value: int
+) -> None:
+    file = package / DATA / "model.mlmodel"
+    whole = bytearray(file.read_bytes())
+    damaged = bytearray(whole)
+    damaged[place % len(whole)] ^= value
+    file.write_bytes(damaged)
+    try:
+        (result,) = Evaluator(load_package(package))({"x": small_input}).values()
+    except EdgeoptError:
+        return
+    finally:
+        file.write_bytes(whole)
+    assert result.shape == (1, 48)
 
 
 def test_flipped_blob_headers_are_noticed_without_a_seal(package: Path) -> None:

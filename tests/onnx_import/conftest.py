@@ -12,7 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.onnx_import import Imported, import_onnx
+from edgeopt.sources.torchvision_ops import import_torchvision
 
+import_torchvision()  # timm imports it
 torch.set_num_threads(1)
 
 Arrays = Mapping[str, np.ndarray]
@@ -122,18 +124,3 @@ def _random(*shape: int, seed: int = 0) -> np.ndarray:
 def random() -> Callable[..., np.ndarray]:
     """Seeded float32 noise of a shape."""
     return _random
-
-
-def _let_torchvision_load() -> None:
-    """Define the operators that torchvision's own library brings where that is built for another PyTorch."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        try:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:
-            return
-    _KEPT.append(library)
-
-
-_KEPT: list[torch.library.Library] = []
-_let_torchvision_load()

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import os
 import random as stdlib_random
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.core.errors import EdgeoptError, SourceError, UnsafeFileError, UsageError
+from edgeopt.core.errors import EdgeoptError, SourceError, UnsafeFileError, UnsupportedOpError, UsageError
 from edgeopt.onnx_import import import_onnx
 
 
@@ -208,4 +210,63 @@ def test_initializer_that_does_not_fit_its_operator_is_named(model, tmp_path):
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(7, np.float32), "conv.bias"))
     path.write_bytes(model.SerializeToString())
     with pytest.raises(SourceError, match="conv"):
+        import_onnx(path)
+
+
+def _function_bomb(depth: int, width: int) -> onnx.ModelProto:
+    """Each function calls the next `width` times; the last calls the first where `depth` is negative."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for level in range(abs(depth)):
+        last = level == abs(depth) - 1
+        names = ["a", *(f"t{i}" for i in range(width - 1)), "b"]
+        callee = ("F0" if depth < 0 else "Neg") if last else f"F{level + 1}"
+        nodes = [
+            helper.make_node(callee, [x], [y], domain="" if callee == "Neg" else "own")
+            for x, y in itertools.pairwise(names)
+        ]
+        functions.append(helper.make_function("own", f"F{level}", ["a"], ["b"], nodes, opsets))
+    graph = helper.make_graph(
+        [helper.make_node("F0", ["x"], ["y"], domain="own")], "bomb", [helper.make_tensor_value_info("x", 1, [2])],
+        [helper.make_tensor_value_info("y", 1, [2])],
+    )  # fmt: skip
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("depth", "words"), [(30, "expand to more than"), (-3, "calls itself")])
+def test_functions_that_explode_are_refused_at_once(tmp_path, depth, words):
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(_function_bomb(depth, 8).SerializeToString())
+    with pytest.raises(SourceError, match=words):
+        import_onnx(path)
+
+
+def test_small_nested_functions_are_imported(tmp_path):
+    path = tmp_path / "nested.onnx"
+    path.write_bytes(_function_bomb(3, 3).SerializeToString())
+    (negated,) = import_onnx(path).module(torch.ones(2)).unique().tolist()
+    assert negated == (-1) ** 27
+
+
+@pytest.mark.timeout(20)
+def test_a_loop_is_refused_before_anything_runs_it(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["co"]), helper.make_node("Add", ["v", "v"], ["vo"])], "body",
+        [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("c", 9, []),
+         helper.make_tensor_value_info("v", 1, [2])],
+        [helper.make_tensor_value_info("co", 9, []), helper.make_tensor_value_info("vo", 1, [2])],
+    )  # fmt: skip
+    loop = helper.make_node("Loop", ["trips", "go", "start"], ["w"], body=body)
+    graph = helper.make_graph(
+        [loop, helper.make_node("Add", ["x", "w"], ["y"])], "bomb",
+        [helper.make_tensor_value_info("x", 1, [2])], [helper.make_tensor_value_info("y", 1, [2])],
+        [helper.make_tensor("trips", 7, [], [2**62]), helper.make_tensor("go", 9, [], [True]),
+         numpy_helper.from_array(np.ones(2, np.float32), "start")],
+    )  # fmt: skip
+    path = tmp_path / "loop.onnx"
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    with pytest.raises(UnsupportedOpError, match=r"operator Loop .*control flow"):
         import_onnx(path)

@@ -22,9 +22,22 @@ from edgeopt.steps import artifact_format
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", required=True, metavar="MODEL", help="A model as `convert` takes it, or another artifact.")
 @click.option("--data", metavar="FILE", help="Inputs; the card's own, else seeded noise.")
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path),
+    metavar="CARD.yaml",
+    help="Preprocessing and task, where --against is an artifact.",
+)
 @click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Sets the pass mark.  [default: the bundle's record, else fp32]"
+)
+@click.option(
+    "--locate",
+    "locate_below_db",
+    type=float,
+    metavar="DB",
+    help="Core ML: also name the first operator whose result has a lower SNR.",
 )
 @click.option("--min-snr", type=float, metavar="DB", help="Pass mark of the signal-to-noise ratio.")
 @click.option("--min-agreement", type=click.FloatRange(0, 1), help="Pass mark of top-1 agreement.")
@@ -36,8 +49,10 @@ def command(
     artifact: Path,
     against: str,
     data: str | None,
+    card: Path | None,
     samples: int,
     precision: str | None,
+    locate_below_db: float | None,
     min_snr: float | None,
     min_agreement: float | None,
     arch: str | None,
@@ -59,7 +74,8 @@ def command(
         min_snr_db=min_snr,
         min_agreement=min_agreement,
     )
-    document = verify(artifact, make_source(against, arch, input_shape, trust_source), what, context)
+    source = make_source(against, arch, input_shape, trust_source)
+    document = verify(artifact, source, what, context, card=card, locate_below_db=locate_below_db)
     display.close()
     if as_json:
         print_json(document)

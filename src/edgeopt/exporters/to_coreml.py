@@ -9,6 +9,7 @@ from typing import Any
 import coremltools as ct
 import coremltools.optimize.coreml as cto
 import numpy as np
+import torch
 
 from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.errors import UsageError
@@ -18,6 +19,7 @@ from edgeopt.worker import report
 
 TOOLS = ("torch", "coremltools")
 DTYPES = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32"}
+CLAMPS = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default, torch.ops.aten.clamp.default)
 LAYERS = ("conv", "conv_transpose", "linear", "matmul")
 
 
@@ -35,6 +37,7 @@ def export(request: ExportRequest) -> Export:
     # The default table decomposes what the converter does not know; on a quantized graph it would take apart the
     # layers between quantize and dequantize, which the converter must see whole.
     decomposed = program.run_decompositions({}) if static else program.run_decompositions()
+    with_float_bounds(decomposed)
     # The Neural Engine runs float16 programs only, so every precision but fp32 computes in it.
     precision = ct.precision.FLOAT32 if request.precision == "fp32" else ct.precision.FLOAT16
     report("converting")
@@ -68,6 +71,13 @@ def export(request: ExportRequest) -> Export:
         not_quantized=left_in_float(model, static) if "wi8" in request.precision else (),
         notes=tuple(notes),
     )
+
+
+def with_float_bounds(program: torch.export.ExportedProgram) -> None:
+    """Write the integer bounds of clamps on floats as floats; coremltools refuses `hardtanh(x, 0, 6)`."""
+    for node in program.graph.nodes:
+        if node.target in CLAMPS and node.meta["val"].is_floating_point():
+            node.args = (node.args[0], *(float(a) if isinstance(a, int) else a for a in node.args[1:]))
 
 
 def left_in_float(model: Any, activations: bool) -> tuple[str, ...]:

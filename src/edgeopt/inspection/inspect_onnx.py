@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -15,6 +15,7 @@ from edgeopt.core.model import TensorSpec
 from edgeopt.inspection import macs
 from edgeopt.inspection.onnx_shapes import MULTIPLY_FREE, Shapes, dimensions, first_line, infer_shapes
 from edgeopt.inspection.record import BITS, Inspection, Tally, counts_as_weight, dtype_bytes
+from edgeopt.onnx_import.expansion import all_nodes, expanded_nodes
 
 _DTYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 _SAME_WEIGHT = (
@@ -56,6 +57,7 @@ def inspect(path: Path) -> Inspection:
     if not model.graph.node or not model.opset_import:
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged: it has no graph or names no operator set")
     try:
+        expanded_nodes(model)
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
@@ -68,7 +70,7 @@ def inspect(path: Path) -> Inspection:
     model, shapes = infer_shapes(model, constants, tally)
     _count_weights(model.graph, constants, tally)
     _count_nodes(model.graph, constants, shapes, tally)
-    inner = sum(1 for _ in _inner_nodes(model.graph))
+    inner = sum(1 for _ in all_nodes(model.graph.node)) - len(model.graph.node)
     if inner:
         tally.notes.append(f"{inner} operators inside control flow are listed, their multiply-accumulates not counted")
     external = _external_bytes(model, path, tally)
@@ -88,12 +90,12 @@ def _count_weights(graph: onnx.GraphProto, constants: dict[str, TensorProto], ta
 
 
 def _count_nodes(graph: onnx.GraphProto, constants: dict[str, TensorProto], shapes: Shapes, tally: Tally) -> None:
+    tally.ops.update(_op(n) for n in all_nodes(graph.node) if _op(n) != "Constant")
     origin: dict[str, str] = {name: name for name in constants}
     for node in graph.node:
-        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        op = _op(node)
         if op == "Constant":
             continue
-        tally.ops[op] += 1
         if node.op_type in _SAME_WEIGHT and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
             continue
@@ -110,8 +112,10 @@ def _count_nodes(graph: onnx.GraphProto, constants: dict[str, TensorProto], shap
         name = node.name or next(iter(node.output), op)
         parameters = sum(tally.weights[h].elements for h in held)
         tally.layer(name, op, parameters, count, output or ())
-    for node in _inner_nodes(graph):
-        tally.ops[node.op_type] += 1
+
+
+def _op(node: onnx.NodeProto) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 _Known = list["tuple[int, ...] | None"]
@@ -180,14 +184,6 @@ def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
                 if attribute.name == "value":
                     found[node.output[0]] = attribute.t
     return found
-
-
-def _inner_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from inner.node
-                yield from _inner_nodes(inner)
 
 
 def _check_stored(tensor: TensorProto, name: str, path: Path) -> None:

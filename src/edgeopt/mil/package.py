@@ -101,7 +101,15 @@ def load_package(path: Path, function: str | None = None) -> Program:
             del spec.mlProgram.functions[other]
     try:
         loaded = load_milproto(spec, spec.specificationVersion, model.weights_dir or "")
-    except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+        RuntimeError,
+        LookupError,
+    ) as error:
         raise ArtifactError(f"the program in {path} cannot be loaded: {error}") from error
     return _describe(str(path), chosen, names, loaded.functions[chosen], spec, sealed)
 

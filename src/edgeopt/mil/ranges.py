@@ -158,7 +158,9 @@ def activation_ranges(
 ) -> dict[str, Range]:
     """Run every sample through a program and return the range of every variable, inputs included.
 
-    Variables that one `concat` joins share one range, as a device's integer kernels demand.
+    Variables that one `concat` joins share one range, as a device's integer kernels demand. A variable that only goes
+    into activations which clamp it, such as ReLU6, has the range that they let through: what lies outside would only
+    coarsen its steps.
 
     Raises:
         DataError: there is no sample.
@@ -175,7 +177,34 @@ def activation_ranges(
         seen += 1
     if not seen:
         raise DataError("no sample to measure activation ranges on; give at least one")
-    return _tie_concats(evaluator, observer.ranges())
+    return _tie_concats(evaluator, _clamp(evaluator, observer.ranges()))
+
+
+def _passed(op: Any) -> tuple[float, float]:
+    """Return the interval that an activation passes on unchanged; everything where it is none."""
+    if op.op_type == "relu":
+        return 0.0, math.inf
+    if op.op_type == "relu6":
+        return 0.0, 6.0
+    if op.op_type == "clip":
+        return float(op.alpha.val), float(op.beta.val)
+    return -math.inf, math.inf
+
+
+def _clamp(evaluator: Evaluator, ranges: dict[str, Range]) -> dict[str, Range]:
+    """Cut the range of what only clamping activations read."""
+    clamped = dict(ranges)
+    results = {var.name for var in evaluator.program.body.outputs}
+    for op in evaluator.program.body.operations:
+        for var in op.outputs:
+            if var.name not in ranges or not var.child_ops or var.name in results:
+                continue
+            passed = [_passed(child) for child in var.child_ops]
+            low = max(ranges[var.name].low, min(a for a, _ in passed))
+            high = min(ranges[var.name].high, max(b for _, b in passed))
+            if low < high:
+                clamped[var.name] = Range(low, high)
+    return clamped
 
 
 def _tie_concats(evaluator: Evaluator, ranges: dict[str, Range]) -> dict[str, Range]:

@@ -48,6 +48,7 @@ def quantize_package(
     out: Path,
     ranges: Mapping[str, Range],
     *,
+    symmetric: bool = True,
     weights: bool = True,
     weight_threshold: int = 0,
 ) -> None:
@@ -57,6 +58,8 @@ def quantize_package(
         package: fp32 or fp16 `.mlpackage`.
         out: where the result goes.
         ranges: from `activation_ranges` on the same package.
+        symmetric: whether activations have zero point 0, as Apple recommends; without, ranges that lie on one side of
+            zero keep all 256 steps.
         weights: whether weights become int8 too.
         weight_threshold: weights with fewer elements stay in float.
 
@@ -66,7 +69,8 @@ def quantize_package(
     """
     dtype = "float16" if declares_half(load_package(package).body) else "float32"
     model = MLModel(str(package), skip_model_load=True)
-    activation = cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(mode="linear_symmetric"))
+    mode = "linear_symmetric" if symmetric else "linear"
+    activation = cto.OptimizationConfig(global_config=cto.OpLinearQuantizerConfig(mode=mode))
     try:
         with _given_ranges(ranges, dtype):
             model = cto.linear_quantize_activations(model, activation, sample_data=[])

@@ -13,6 +13,8 @@ from onnx import TensorProto
 from onnxslim.core import OptimizationSettings, optimize, shape_infer
 
 from edgeopt.core.errors import SourceError, UsageError, did_you_mean
+from edgeopt.onnx_import.coverage import CoverageError, coverage
+from edgeopt.onnx_import.expansion import ExpansionError, all_nodes, expanded_nodes
 from edgeopt.onnx_import.external import load_external_data
 from edgeopt.onnx_import.tensors import check_elements
 
@@ -28,6 +30,7 @@ _SKIPPED = (
     "FusionGemmAdd",
     "FusionGemmMul",
 )
+_UNBOUNDED = ("Loop", "Scan")
 _ROUNDS = 3
 """onnxslim itself goes on to ten, which takes 20 s on a Swin; what is left to fold the graph builder folds."""
 _FAILURES_OF_SIMPLIFIER = (
@@ -50,6 +53,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         UsageError: there is no such file.
         UnsafeFileError: external data outside the model's folder.
         SourceError: not an ONNX model, damaged, or of an opset outside `OPSETS`.
+        UnsupportedOpError: it has loops.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
@@ -59,6 +63,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise SourceError(f"{path} is not an ONNX model, or is damaged: {_first_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise SourceError(f"{path} is not an ONNX model: it has no graph or names no operator set")
+    try:
+        expanded_nodes(model)
+    except ExpansionError as error:
+        raise SourceError(f"{path} cannot be imported: {error}") from error
+    bodies = [n for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in all_nodes(nodes)]
+    if any(n.op_type in _UNBOUNDED and n.domain in ("", "ai.onnx") for n in bodies):
+        raise CoverageError(coverage(bodies))  # before the checker, which runs a Loop of constants to its end
     load_external_data(model, path.parent)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -188,7 +199,7 @@ def _fixed_shape(
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         if given is None:
-            raise UsageError(f"{place} declares no shape; give one: --input-shape {value.name}=1,...")
+            raise UsageError(f"{place} declares no shape; give one, as in --input-shape 1,3,224,224")
         return given
     dims = list(kind.shape.dim)
     if given is not None and len(given) != len(dims):
@@ -204,9 +215,8 @@ def _fixed_shape(
             size = fixed or symbols.get(dim.dim_param) or (1 if axis == 0 else None)
         if size is None or size <= 0:
             symbol = f" ({dim.dim_param!r})" if dim.dim_param else ""
-            raise UsageError(
-                f"{place}: dimension {axis}{symbol} is not fixed; give the shape: --input-shape {value.name}=..."
-            )
+            form = ",".join(str(d.dim_value or d.dim_param or "N") for d in dims)
+            raise UsageError(f"{place}: dimension {axis}{symbol} is not fixed; give --input-shape {form} in numbers")
         shape.append(size)
     check_elements(tuple(shape), place)
     return tuple(shape)

@@ -78,6 +78,8 @@ def show_parity(document: Document, console: Console) -> None:
     if parity["top1"] is not None:
         told += f", top-1 {_share(parity['top1'])} (original {_share(parity['reference_top1'])})"
     console.print(told, highlight=False)
+    if "divergence" in document:
+        console.print(document["divergence"]["summary"], highlight=False, soft_wrap=True)
     console.print(Text("passed", "green") if parity["passed"] else Text(f"failed: {parity['reason']}", "red"))
 
 

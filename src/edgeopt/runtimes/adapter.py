@@ -30,10 +30,13 @@ class Adapter:
         self._inputs = _match("inputs", inputs, session.inputs)
         self._outputs = _match("outputs", outputs, session.outputs)
 
+    def feed(self, inputs: Arrays) -> Arrays:
+        """Return the original's inputs as the artifact wants them."""
+        return {own.name: _to_artifact(inputs[source.name], own) for source, own in self._inputs}
+
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run once on the original's inputs."""
-        fed = {own.name: _to_artifact(inputs[source.name], own) for source, own in self._inputs}
-        results = self._session(fed)
+        results = self._session(self.feed(inputs))
         return {source.name: _from_artifact(results[own.name], own, source) for source, own in self._outputs}
 
 

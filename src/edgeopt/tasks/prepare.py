@@ -117,6 +117,9 @@ def export_program(model: Model) -> tuple[torch.export.ExportedProgram, tuple[Te
     Raises:
         SourceError: it refuses those inputs, returns something that is no tensor, or cannot be exported.
     """
+    # Channels-last weights would come back from the saved program as something else, and crash ExecuTorch.
+    for tensor in (*model.module.parameters(), *model.module.buffers()):
+        tensor.data = tensor.data.contiguous()
     examples = example_inputs(model.inputs)
     shapes = ", ".join(f"{s.name} {list(s.shape)}" for s in model.inputs)
     try:

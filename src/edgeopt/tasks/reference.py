@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgeopt import plugins
-from edgeopt.core.card import ModelCard
+from edgeopt.core.card import ModelCard, Preprocess, read_card
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import Model, TensorSpec
 from edgeopt.tasks.execute import execute
@@ -19,7 +19,14 @@ KINDS = {"float64": "float32", "float16": "float32"}
 
 
 def reference(
-    *, artifact: str, runtime: str, data: str | None, samples: int, shapes: list[list[int]], folder: str
+    *,
+    artifact: str,
+    runtime: str,
+    data: str | None,
+    samples: int,
+    shapes: list[list[int]],
+    card: str | None,
+    folder: str,
 ) -> dict[str, Any]:
     """Write `inputs/` and `reference/` under `folder`; returns what `prepare` would.
 
@@ -29,6 +36,8 @@ def reference(
         data: a data source, or None for seeded noise.
         samples: to run.
         shapes: of the inputs, where the artifact leaves dimensions open.
+        card: whose preprocessing, labels and task apply; without one, images are resized to the input and scaled
+            to 0..1, which the record says.
         folder: to write to.
 
     Raises:
@@ -38,10 +47,14 @@ def reference(
     path = Path(artifact)
     session = plugins.find("runtimes", runtime).load(path, {})
     inputs = _fixed(session.inputs, shapes, path)
-    card = ModelCard(source=path.name)
-    model = Model(torch.nn.Identity(), inputs, card, path.stem, str(path), "")
-    evaluation, _, origin = choose(model, data, Path.cwd(), samples, 0)
+    told = read_card(Path(card)) if card else ModelCard(source=path.name, preprocess=_guess(inputs))
+    model = Model(torch.nn.Identity(), inputs, told, path.stem, str(path), "")
+    evaluation, _, origin = choose(model, data, Path(card).parent if card else Path.cwd(), samples, 0)
+    if card is None and origin["inputs"] == "data":
+        origin["note"] = "no card: images were resized to the input and scaled to 0..1"
     store_inputs(evaluation, inputs, out / "inputs")
+    if card is None:
+        (out / "inputs" / "labels.npy").unlink()  # on guessed preprocessing accuracy says nothing
     specs = [s.to_json() for s in inputs]
     ran = execute(
         runtime=runtime,
@@ -57,13 +70,28 @@ def reference(
         "model": {
             "name": path.stem,
             "source": str(path),
-            "task": card.task,
+            "task": told.task,
             "inputs": specs,
             "outputs": [s.to_json() for s in outputs],
         },
         "data": origin | {"calibration_sha256": None},
         "runtime": ran["runtime"],
     }
+
+
+def _guess(inputs: tuple[TensorSpec, ...]) -> Preprocess:
+    """Return preprocessing that makes an image fit the first input."""
+    spec = inputs[0]
+    if not spec.layout:
+        return Preprocess()
+    height, width = spec.shape[2:] if spec.layout == "NCHW" else spec.shape[1:3]
+    channels = spec.shape[1 if spec.layout == "NCHW" else 3]
+    return Preprocess(
+        resize=(height, width),
+        color="gray" if channels == 1 else "rgb",
+        scale=1 / 255 if spec.dtype.startswith("float") else 1.0,
+        layout="NCHW" if spec.layout == "NCHW" else "NHWC",
+    )
 
 
 def _fixed(own: tuple[TensorSpec, ...], shapes: list[list[int]], path: Path) -> tuple[TensorSpec, ...]:
