@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from edgeopt.core.errors import (
 from edgeopt.core.formats import FORMATS, Format, format_of_file
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.target import Target
+from edgeopt.scratch import ScratchFolder, sweep
 from edgeopt.worker import Worker
 
 Document = dict[str, Any]
@@ -91,11 +91,12 @@ class Workshop:
 @contextlib.contextmanager
 def workshop(context: Context, *places: Path) -> Iterator[Workshop]:
     """Yield a workshop; an error of a converter that a full disk caused is told as that."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as folder:
+    sweep("edgeopt-")
+    with ScratchFolder("edgeopt-") as folder:
         try:
-            yield Workshop(context, Path(folder))
+            yield Workshop(context, folder)
         except EdgeoptError as error:
-            raise blame_full_disk(error, Path(folder), *places) from error
+            raise blame_full_disk(error, folder, *places) from error
 
 
 def blame_full_disk(error: EdgeoptError, *places: Path) -> EdgeoptError:

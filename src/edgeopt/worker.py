@@ -15,7 +15,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +27,7 @@ import psutil
 
 from edgeopt.core import errors
 from edgeopt.core.errors import CancelledRunError, EdgeoptError, OutputError, WorkerError
+from edgeopt.scratch import ScratchFolder
 
 POLL_S = 0.05
 MEMORY_POLL_S = 0.25
@@ -67,7 +67,7 @@ class Worker:
         self._environment = environment or {}
         self._limits = limits or Limits()
         self._cancel = cancel or threading.Event()
-        self._scratch = tempfile.TemporaryDirectory(prefix="edgeopt-worker-", ignore_cleanup_errors=True)
+        self._scratch = ScratchFolder("edgeopt-worker-")
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._calls = 0
@@ -81,7 +81,7 @@ class Worker:
     def close(self) -> None:
         """Kill the process and remove its temporary files."""
         self._kill()
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def call(
         self,
@@ -109,8 +109,8 @@ class Worker:
             CancelledRunError: `cancel` was set.
         """
         self._calls += 1
-        result_file = Path(self._scratch.name, f"result-{self._calls}.json")
-        progress_file = Path(self._scratch.name, f"progress-{self._calls}")
+        result_file = Path(self._scratch.path, f"result-{self._calls}.json")
+        progress_file = Path(self._scratch.path, f"progress-{self._calls}")
         progress_file.touch()
         log.parent.mkdir(parents=True, exist_ok=True)
         job = {
@@ -147,7 +147,7 @@ class Worker:
                         stdin=subprocess.PIPE,
                         stdout=sink,
                         stderr=sink,
-                        env=_environment(self._threads, self._scratch.name, self._environment),
+                        env=_environment(self._threads, str(self._scratch.path), self._environment),
                         start_new_session=True,
                         pass_fds=(read_end,),
                     )

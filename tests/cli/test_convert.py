@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_a_damaged_cache_entry_is_made_anew(fresh_edgeopt, tiny, tmp_path):
     arguments = ["convert", *tiny, "--to", "onnx", "--json", "-v", "-o", tmp_path / "bundle"]
     first = fresh_edgeopt(*arguments)
     assert "onnx-fp32.log" in first.err, "-v shows the converters' own output"
-    kept = [p for p in (tmp_path / "own-cache").rglob("*.onnx")]
+    kept = list((tmp_path / "own-cache").rglob("*.onnx"))
     assert len(kept) == 1
     content = bytearray(kept[0].read_bytes())
     content[-20] ^= 0xFF
@@ -236,8 +237,7 @@ def test_a_crash_is_one_line_with_the_log_and_the_old_bundle_stays(edgeopt, bund
     assert ran.code == 1 and "the worker was killed by SIGSEGV (log: " in ran.error
     assert "NOISE" not in ran.out + ran.err
     log = re.search(r"\(log: (.*)\)", ran.error).group(1)
-    with open(log) as words:
-        assert "NOISE of the model" in words.read()
+    assert "NOISE of the model" in Path(log).read_text()
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -287,7 +287,7 @@ def test_stopping_while_the_model_loads(fresh_edgeopt, write_model, no_orphans, 
 
 
 def test_a_reader_that_goes_away_is_no_traceback(edgeopt):
-    process, mark = edgeopt.start("targets", "--json")
+    process, _ = edgeopt.start("targets", "--json")
     process.stdout.close()
     process.wait(20)
     assert "Traceback" not in process.stderr.read()

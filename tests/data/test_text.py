@@ -137,7 +137,7 @@ def test_every_text_has_the_models_shape_or_is_refused(opened, folder, text):
 def test_a_missing_tokenizers_package_names_its_extra(opened, monkeypatch):
     monkeypatch.delitem(sys.modules, "edgeopt.data.text", raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MissingBackendError, match=r'tokenizers is not installed: pip install "edgeopt\[hf\]"'):
+    with pytest.raises(MissingBackendError, match=r'tokenizers is not installed: pip install "edgeopt\[text\]"'):
         opened()
 
 

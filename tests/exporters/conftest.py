@@ -82,6 +82,13 @@ class Net(nn.Module):
         return torch.cat([self.up(x), wide], 1), x.flatten(1).argmax(1)
 """,
 }
+UNSUPPORTED = {
+    "median": """
+class Net(nn.Module):
+    def forward(self, image):
+        return image.median(1)[0]
+""",
+}
 IMAGE = "{name: image, shape: [1, 3, 12, 12]}"
 TOKENS = "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7], dtype: int64}"
 INPUTS = {
@@ -126,7 +133,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
         if key not in kept:
             folder = tmp_path_factory.mktemp(name)
             factory = "def build():\n    torch.manual_seed(0)\n    return Net()\n"
-            (folder / "net.py").write_text(f"import torch\nfrom torch import nn\n{MODELS[name]}\n{factory}")
+            (folder / "net.py").write_text(
+                f"import torch\nfrom torch import nn\n{(MODELS | UNSUPPORTED)[name]}\n{factory}"
+            )
             (folder / "card.yaml").write_text(f"source: net.py:build\ninputs: [{INPUTS.get(name, IMAGE)}]\n")
             work = folder / "work"
             work.mkdir()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edgeopt.core.artifact import Export
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import UnsupportedOpError, UsageError
 from edgeopt.core.formats import FORMATS, PRECISIONS
 
 CONVERTED = ("int64", "int32")
@@ -113,3 +113,8 @@ def test_core_ml_refuses_int8_activations_before_ios17(make):
 def test_every_precision_of_every_model(make, model, form, precision):
     made = make(model, form, precision)
     assert made.parity.snr_db >= (25 if precision == "fp16" else 5), made.parity
+
+
+def test_executorch_names_an_operator_that_its_runtime_lacks(make):
+    with pytest.raises(UnsupportedOpError, match=r"operator aten::median\.dim_values at forward is not supported"):
+        make("median", "executorch")

@@ -93,3 +93,36 @@ def test_programs_without_common_names(make_program: Any, small_program: Any) ->
     other = make_program(lambda x: mb.relu(x=x, name="something_else"), {"x": x})
     with pytest.raises(ParityError, match="counterpart"):
         against_program(Evaluator(other), Evaluator(small_program), {"x": x})
+
+
+def test_folded_normalization_is_not_mistaken_for_a_fault(
+    tmp_path: Path, convert: Any, small_input: np.ndarray
+) -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)
+    )
+    with torch.no_grad():
+        net[1].running_mean.uniform_(-1, 1)
+        net[1].running_var.uniform_(0.2, 3)
+    example = (torch.from_numpy(small_input),)
+    program = load_package(convert(net, example, tmp_path / "folded.mlpackage"))
+    (name,) = (spec.name for spec in program.inputs)
+    report = against_exported(Evaluator(program), torch.export.export(net.eval(), example), {name: small_input})
+    assert report.first is None
+    assert report.pairs
+
+
+def test_fault_in_a_small_branch_is_named_before_the_sum(make_program: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 4, 5, 5)).astype(np.float32)
+    weight = np.random.default_rng(1).standard_normal((4, 4, 1, 1)).astype(np.float32)
+
+    def build(sign: float) -> Any:
+        def body(x: Any) -> Any:
+            branch = mb.conv(x=x, weight=weight * np.float32(0.1 * sign), pad_type="valid", name="branch")
+            return mb.add(x=x, y=branch, name="sum")
+
+        return make_program(body, {"x": x})
+
+    report = against_program(Evaluator(build(-1.0)), Evaluator(build(1.0)), {"x": x})
+    assert report.first is not None
+    assert report.first.name == "branch"

@@ -168,12 +168,12 @@ def test_flipped_specification_byte_is_an_error_of_ours_or_harmless(
     damaged[place % len(whole)] ^= value
     file.write_bytes(damaged)
     try:
-        (result,) = Evaluator(load_package(package))({"x": small_input}).values()
+        results = list(Evaluator(load_package(package))({"x": small_input}).values())
     except EdgeoptError:
         return
     finally:
         file.write_bytes(whole)
-    assert result.shape == (1, 48)
+    assert [result.shape for result in results] == [(1, 48)]
 
 
 def test_flipped_blob_headers_are_noticed_without_a_seal(package: Path) -> None:

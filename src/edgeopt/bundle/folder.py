@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
-import glob
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from edgeopt.core.errors import OutputError
+from edgeopt.scratch import ScratchFolder, sweep
 
 MANIFEST = "manifest.json"
 IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -39,11 +35,11 @@ def staged(out: Path) -> Iterator[Path]:
     _refuse_foreign(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        temporary, lock = _locked_folder(out)
+        sweep(_prefix(out), out.parent)
+        scratch = ScratchFolder(_prefix(out), out.parent)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {_reason(error)}") from error
-    with lock:
+    with scratch as temporary:
         try:
             content = temporary / "bundle"
             content.mkdir()
@@ -53,8 +49,6 @@ def staged(out: Path) -> Iterator[Path]:
             _replace(content, out)
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {_reason(error)}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -80,32 +74,6 @@ def _refuse_foreign(out: Path) -> None:
 
 def _prefix(out: Path) -> str:
     return f".{out.name}.edgeopt-"
-
-
-def _locked_folder(out: Path) -> tuple[Path, IO[str]]:
-    """Return a new folder beside `out`, and the lock by which others know that its owner is alive."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
-        lock = folder / ".lock"
-        with contextlib.suppress(FileNotFoundError):
-            handle = lock.open("w")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if lock.exists():
-                return folder, handle
-            handle.close()
-        # Between its making and its locking another run took it for a leftover: make another.
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed runs left behind."""
-    for leftover in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
-        lock = leftover / ".lock"
-        try:
-            with lock.open("a") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
-        except OSError:
-            continue
 
 
 def _sync(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +19,9 @@ from edgeopt.core.model import TensorSpec
 from edgeopt.data.arrays import ArraySource, class_indices
 from edgeopt.data.labels import read_labels
 from edgeopt.data.source import Array
+
+# numpy mends a header that does not parse by Python's tokenizer, which has its own errors.
+_UNREADABLE_HEADER = (ValueError, SyntaxError, tokenize.TokenError)
 
 LABEL_NAMES = ("label", "y")
 MAX_BYTES = 2**32
@@ -90,7 +94,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Arr
     with archive.open(member) as stream:
         try:
             return npy.read_array(stream, allow_pickle=False)
-        except ValueError as error:
+        except _UNREADABLE_HEADER as error:
             raise DataError(f"{where}: not a NumPy array: {error}") from error
 
 
@@ -99,6 +103,6 @@ def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[np
         version = npy.read_magic(stream)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(stream)
-    except ValueError as error:
+    except _UNREADABLE_HEADER as error:
         raise DataError(f"{where}: not a NumPy array: {error}") from error
     return shape, dtype

@@ -11,11 +11,13 @@ from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
-from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
+from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchProgramManager, to_edge_transform_and_lower
 from executorch.exir.backend.utils import get_delegates, get_non_lowered_nodes
+from executorch.runtime import Runtime
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeopt.core.artifact import Export, ExportRequest
+from edgeopt.core.errors import UnsupportedOpError
 from edgeopt.exporters.program import HalfPrecision, calibration_batches, example_inputs, load_program
 from edgeopt.worker import report
 
@@ -27,6 +29,7 @@ def export(request: ExportRequest) -> Export:
     """Write `request.out`, one `.pte` file.
 
     Raises:
+        UnsupportedOpError: the runtime has no kernel for an operator.
         Exception: whatever the converter raises; the worker turns it into one line.
     """
     program = load_program(request.program)
@@ -44,9 +47,22 @@ def export(request: ExportRequest) -> Export:
         program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
     )
     portable = portable_operators(lowered)
-    Path(request.out).write_bytes(lowered.to_executorch().buffer)
+    made = lowered.to_executorch()
+    _refuse_missing_kernels(made)
+    Path(request.out).write_bytes(made.buffer)
     notes = [f"{count} × {op}: runs in a portable kernel, outside XNNPACK" for op, count in sorted(portable.items())]
     return Export(request.inputs, request.outputs, not_quantized, tuple(notes))
+
+
+def _refuse_missing_kernels(made: ExecutorchProgramManager) -> None:
+    """The converter writes operators that the runtime has no kernel for; loading then fails without their names."""
+    known = set(Runtime.get().operator_registry.operator_names)
+    for plan in made.executorch_program.execution_plan:
+        for operator in plan.operators:
+            name = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+            if name not in known:
+                advice = "ExecuTorch has no kernel for it; compute it outside the model or replace it"
+                raise UnsupportedOpError(name, plan.name, advice)
 
 
 def float_layers(program: torch.export.ExportedProgram) -> tuple[str, ...]:

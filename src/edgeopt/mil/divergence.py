@@ -21,7 +21,9 @@ from edgeopt.mil.snr import snr_db
 from edgeopt.mil.weights import base_name
 
 Array = NDArray[Any]
+_EXACT_DB = 150.0  # where single precision ends
 _RECOVERY_DB = 15.0
+_MERGED_RECOVERY_DB = 40.0  # a small branch may be wrong and its sum with a large one still good
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,7 @@ def _compare(
             return
         own = snr_db(truth, value.numpy())
         quality[name] = own
-        # Equal inputs have infinite quality; 150 dB is where single precision ends.
-        pairs.append(Pair(kind, name, key, own, max(0.0, min(given, 150.0) - own)))
+        pairs.append(Pair(kind, name, key, own, max(0.0, min(given, _EXACT_DB) - own)))
 
     artifact(inputs, hook=look)
     pairs, recovered = _without_recovered(pairs, sources)
@@ -175,32 +176,39 @@ def _compare(
     return Divergence(tuple(pairs), threshold_db, unpaired)
 
 
-def _without_recovered(pairs: list[Pair], sources: Mapping[str, Any]) -> tuple[list[Pair], int]:
+def _without_recovered(pairs: list[Pair], sources: Mapping[str, tuple[str, ...]]) -> tuple[list[Pair], int]:
     """Leave out results that a reader of theirs outdoes by far: errors do not vanish, so the names meant two things.
 
     A convolution with batch normalization folded in bears the name of the bare convolution of its original.
     """
-    best_reader: dict[str, float] = {}
+    # Equal results are infinitely good and not-a-numbers infinitely bad; differences need finite ends.
+    quality = {p.name: min(max(p.snr_db, -50.0), _EXACT_DB) for p in pairs}
+    reached: dict[str, float] = {}
+    demanded: dict[str, float] = {}
     for pair in reversed(pairs):
-        reached = max(pair.snr_db, best_reader.get(pair.name, pair.snr_db))
-        for source in _paired_sources(pair.name, sources, {p.name for p in pairs}):
-            best_reader[source] = max(best_reader.get(source, float("-inf")), reached)
-    kept = [p for p in pairs if best_reader.get(p.name, p.snr_db) < p.snr_db + _RECOVERY_DB]
+        own = max(quality[pair.name], reached.get(pair.name, -50.0))
+        given, merged = _paired_sources(pair.name, sources, set(quality))
+        margin = _MERGED_RECOVERY_DB if merged else _RECOVERY_DB
+        for source in given:
+            reached[source] = max(reached.get(source, -50.0), own)
+            demanded[source] = max(demanded.get(source, -100.0), own - margin)
+    kept = [p for p in pairs if demanded.get(p.name, -100.0) < quality[p.name]]
     return kept, len(pairs) - len(kept)
 
 
-def _paired_sources(name: str, sources: Mapping[str, Any], paired: set[str]) -> set[str]:
-    """Return the nearest compared results that `name` was computed from."""
+def _paired_sources(name: str, sources: Mapping[str, tuple[str, ...]], paired: set[str]) -> tuple[set[str], bool]:
+    """Return the nearest compared results that `name` was computed from, and whether several values met on the way."""
     found: set[str] = set()
     seen: set[str] = set()
-    waiting = list(sources.get(name, ()))
+    waiting = [name]
+    merged = False
     while waiting:
-        source = waiting.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        if source in paired:
-            found.add(source)
-        else:
-            waiting.extend(sources.get(source, ()))
-    return found
+        given = sources.get(waiting.pop(), ())
+        merged |= len(set(given)) > 1
+        for source in set(given) - seen:
+            seen.add(source)
+            if source in paired:
+                found.add(source)
+            else:
+                waiting.append(source)
+    return found, merged

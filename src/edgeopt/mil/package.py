@@ -169,6 +169,11 @@ def _describe(path: str, function: str, names: tuple[str, ...], body: Any, spec:
         if candidate.name == function:
             part = candidate
     produced = {var.name: var for var in body.outputs}
+    for given in part.input:
+        if given.name not in body.inputs:
+            raise ArtifactError(f"{path} declares an input {given.name!r} that function {function} does not take")
+    if not part.output:
+        raise ArtifactError(f"{path} declares no output of function {function}; its specification is damaged")
     results = []
     for output in part.output:
         if output.name not in produced:

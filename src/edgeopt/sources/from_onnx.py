@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-
-from edgeopt.core.errors import SourceError
+from edgeopt.core.errors import UsageError
 from edgeopt.onnx_import import import_onnx
+from edgeopt.onnx_import.reader import read_onnx
 from edgeopt.sources.request import Loaded, SourceRequest
 
 
@@ -15,6 +14,7 @@ def load(request: SourceRequest) -> Loaded:
     """Import the graph.
 
     Raises:
+        UsageError: another number of shapes than of inputs.
         SourceError: the file is damaged.
         UnsafeFileError: external data outside its folder.
         UnsupportedOpError: an operator that the import does not know.
@@ -27,10 +27,9 @@ def load(request: SourceRequest) -> Loaded:
 def _named_shapes(path: Path, shapes: tuple[tuple[int, ...], ...]) -> dict[str, tuple[int, ...]] | None:
     if not shapes:
         return None
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:
-        raise SourceError(f"{path}: not an ONNX file, or a damaged one") from error
+    model = read_onnx(path)
     constants = {i.name for i in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in constants]
-    return dict(zip(names, shapes, strict=False))
+    if len(names) != len(shapes):
+        raise UsageError(f"{path}: has {len(names)} inputs, --input-shape gives {len(shapes)}")
+    return dict(zip(names, shapes, strict=True))
