@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,12 @@ class Net(nn.Module):
         return torch.cat([self.up(x), wide], 1), x.flatten(1).argmax(1)
 """,
 }
-UNSUPPORTED = {
+OTHERS = {
+    "odd_names": """
+class Net(nn.Module):
+    def forward(self, a, b, c, d, e):
+        return {"class": a + b, "1st": c * d, "x y": e + 1, "x.y": e - 1, "_x_y": e.flatten(1)}
+""",
     "median": """
 class Net(nn.Module):
     def forward(self, image):
@@ -91,7 +97,9 @@ class Net(nn.Module):
 }
 IMAGE = "{name: image, shape: [1, 3, 12, 12]}"
 TOKENS = "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7], dtype: int64}"
+ODD_NAMES = ("input.1", "class", "self", "x, y=open('pwned', 'w')", "495")
 INPUTS = {
+    "odd_names": ", ".join(f"{{name: {json.dumps(name)}, shape: [1, 3, 4, 4]}}" for name in ODD_NAMES),
     "two_inputs_dict_output": f"{IMAGE}, {{name: features, shape: [1, 6]}}",
     "tokens_through_attention": TOKENS,
     "sequential_batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",
@@ -133,9 +141,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
         if key not in kept:
             folder = tmp_path_factory.mktemp(name)
             factory = "def build():\n    torch.manual_seed(0)\n    return Net()\n"
-            (folder / "net.py").write_text(
-                f"import torch\nfrom torch import nn\n{(MODELS | UNSUPPORTED)[name]}\n{factory}"
-            )
+            (folder / "net.py").write_text(f"import torch\nfrom torch import nn\n{(MODELS | OTHERS)[name]}\n{factory}")
             (folder / "card.yaml").write_text(f"source: net.py:build\ninputs: [{INPUTS.get(name, IMAGE)}]\n")
             work = folder / "work"
             work.mkdir()

@@ -118,3 +118,11 @@ def test_every_precision_of_every_model(make, model, form, precision):
 def test_executorch_names_an_operator_that_its_runtime_lacks(make):
     with pytest.raises(UnsupportedOpError, match=r"operator aten::median\.dim_values at forward is not supported"):
         make("median", "executorch")
+
+
+def test_names_that_no_format_takes_are_made_to_fit(make, prepared, form):
+    made, original = make("odd_names", form), prepared("odd_names")
+    assert made.parity.snr_db >= 80
+    names = ["input_1", "_class", "_self", "x__y_open__pwned____w__", "_495"]
+    assert [s.name for s in made.export.inputs] == [s.name for s in original.inputs] == names
+    assert [s.name for s in made.export.outputs] == ["_class_out", "_1st", "x_y", "x_y_", "_x_y"]

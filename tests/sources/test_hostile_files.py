@@ -11,6 +11,7 @@ import re
 import struct
 import zipfile
 
+import onnx
 import pytest
 import torch
 
@@ -156,6 +157,57 @@ def test_a_graph_that_calls_something_else_is_refused(load, files, canary, tmp_p
     rewrite(files["net.pt2"], tmp_path / "evil.pt2", change=graph(forge))
     with pytest.raises(UnsafeFileError, match="is no tensor operation; --trust-source allows it"):
         load(tmp_path / "evil.pt2")
+
+
+CODE_AS_NAME = [
+    "{old}=__import__('os').system('touch {canary}')",
+    '{old}", __import__("os").system("touch {canary}"), "',
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("old", ["x", "conv2d", "relu", "p_conv_weight", "conv.weight", "head"])
+@pytest.mark.parametrize(
+    "new",
+    ["{old}=__import__('os').system('touch {canary}')", '{old}", __import__("os").system("touch {canary}"), "', "a\nb"],
+)
+def test_names_that_would_become_code_are_refused(load, files, canary, tmp_path, old, new):
+    """PyTorch writes the names of a graph into the Python code that it compiles for it."""
+    name = new.format(old=old, canary=canary)
+
+    def forge(content):
+        document = content.decode()
+        assert f'"{old}"' in document
+        return document.replace(f'"{old}"', json.dumps(name)).encode()
+
+    change = dict.fromkeys(
+        ("models/model.json", *(["data/weights/model_weights_config.json"] if "." in old else [])), forge
+    )
+    rewrite(files["net.pt2"], tmp_path / "evil.pt2", change=change)
+    with pytest.raises(UnsafeFileError, match="--trust-source allows it"):
+        load(tmp_path / "evil.pt2")
+
+
+@pytest.mark.parametrize("new", CODE_AS_NAME)
+def test_names_in_an_onnx_file_are_never_run(load, files, canary, tmp_path, new):
+    """The importer builds a graph whose Python code PyTorch compiles, too."""
+    model = onnx.load(files["net.onnx"])
+    names = {name: new.format(old=f"n{i}", canary=canary) for i, name in enumerate(_names(model.graph))}
+    for node in model.graph.node:
+        node.name = names[node.output[0]]
+        node.input[:] = [names.get(n, n) for n in node.input]
+        node.output[:] = [names[n] for n in node.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names[value.name]
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "evil.onnx")
+    attempt(load, tmp_path / "evil.onnx", None)
+
+
+def _names(graph):
+    return dict.fromkeys(
+        [*(v.name for v in (*graph.input, *graph.initializer)), *(o for node in graph.node for o in node.output)]
+    )
 
 
 EXPRESSIONS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeopt.core.arrays import array_file, plain_name
 from edgeopt.core.artifact import Parity
 from edgeopt.core.model import TensorSpec
 
@@ -156,10 +157,10 @@ def keep_evidence(work: Path, actual: Path, inputs: Sequence[str], outputs: tupl
     """Write the batch with the worst output to one `.npz`: inputs, and each output's `reference` and `actual`."""
     path.parent.mkdir(exist_ok=True)
     index = worst_sample(work / "reference", actual, outputs)
-    arrays = {f"input.{n}": np.load(work / "inputs" / f"{n}.npy", mmap_mode="r")[index] for n in inputs}
+    arrays = {f"input.{plain_name(n)}": np.load(array_file(work / "inputs", n), mmap_mode="r")[index] for n in inputs}
     for spec in outputs:
-        arrays[f"reference.{spec.name}"] = np.load(work / "reference" / f"{spec.name}.npy", mmap_mode="r")[index]
-        arrays[f"actual.{spec.name}"] = np.load(actual / f"{spec.name}.npy", mmap_mode="r")[index]
+        for kind, folder in (("reference", work / "reference"), ("actual", actual)):
+            arrays[f"{kind}.{plain_name(spec.name)}"] = np.load(array_file(folder, spec.name), mmap_mode="r")[index]
     np.savez(path, **arrays)
 
 
@@ -169,8 +170,8 @@ def _number(value: float | None) -> float:
 
 
 def _batches(reference: Path, actual: Path, spec: TensorSpec) -> zip[tuple[np.ndarray, np.ndarray]]:
-    a = np.load(reference / f"{spec.name}.npy", mmap_mode="r")
-    b = np.load(actual / f"{spec.name}.npy", mmap_mode="r")
+    a = np.load(array_file(reference, spec.name), mmap_mode="r")
+    b = np.load(array_file(actual, spec.name), mmap_mode="r")
     return zip(a, b, strict=True)
 
 

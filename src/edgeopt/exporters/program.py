@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantize/dequantize operators of quantized programs
 
+from edgeopt.core.arrays import array_file
 from edgeopt.core.model import TensorSpec
 
 
@@ -33,7 +33,7 @@ def example_inputs(inputs: tuple[TensorSpec, ...]) -> tuple[torch.Tensor, ...]:
 
 def calibration_batches(folder: str, inputs: tuple[TensorSpec, ...]) -> Iterator[dict[str, np.ndarray]]:
     """Yield one dictionary of arrays per calibration batch, read from disk as it is needed."""
-    arrays = {spec.name: np.load(Path(folder, f"{spec.name}.npy"), mmap_mode="r") for spec in inputs}
+    arrays = {spec.name: np.load(array_file(folder, spec.name), mmap_mode="r") for spec in inputs}
     for index in range(len(next(iter(arrays.values())))):
         yield {name: np.array(array[index]) for name, array in arrays.items()}
 

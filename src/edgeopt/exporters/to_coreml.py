@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import coremltools as ct
@@ -15,6 +16,7 @@ from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import TensorSpec
 from edgeopt.exporters.program import load_program
+from edgeopt.mil.integrity import seal
 from edgeopt.worker import report
 
 TOOLS = ("torch", "coremltools")
@@ -34,25 +36,11 @@ def export(request: ExportRequest) -> Export:
     if static and request.coreml_deployment_target == "iOS16":
         raise UsageError("Core ML runs static_wi8_ai8 from iOS17 on; the target asks for iOS16")
     program = load_program(request.program)
-    # The default table decomposes what the converter does not know; on a quantized graph it would take apart the
-    # layers between quantize and dequantize, which the converter must see whole.
-    decomposed = program.run_decompositions({}) if static else program.run_decompositions()
-    with_float_bounds(decomposed)
     # The Neural Engine runs float16 programs only, so every precision but fp32 computes in it.
     precision = ct.precision.FLOAT32 if request.precision == "fp32" else ct.precision.FLOAT16
-    report("converting")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = ct.convert(
-            decomposed,
-            inputs=[_input_type(spec) for spec in request.inputs],
-            outputs=[
-                ct.TensorType(name=s.name, dtype=np.float32 if "float" in s.dtype else None) for s in request.outputs
-            ],
-            minimum_deployment_target=getattr(ct.target, request.coreml_deployment_target),
-            compute_precision=precision,
-            skip_model_load=True,
-        )
+        model = _convert(program, request, precision)
         if request.precision == "dynamic_wi8_afp32":
             report("quantizing")
             config = cto.OptimizationConfig(
@@ -61,6 +49,7 @@ def export(request: ExportRequest) -> Export:
             model = cto.linear_quantize_weights(model, config)
     model.author = "edgeopt"
     model.save(request.out)
+    seal(Path(request.out))
     notes = []
     if request.precision == "dynamic_wi8_afp32":
         notes.append("weights are int8; Core ML computes in float, it has no dynamic int8 kernels")
@@ -78,6 +67,41 @@ def with_float_bounds(program: torch.export.ExportedProgram) -> None:
     for node in program.graph.nodes:
         if node.target in CLAMPS and node.meta["val"].is_floating_point():
             node.args = (node.args[0], *(float(a) if isinstance(a, int) else a for a in node.args[1:]))
+
+
+def _convert(program: torch.export.ExportedProgram, request: ExportRequest, precision: Any) -> Any:
+    """Convert the program as whole as coremltools takes it.
+
+    The default decompositions take apart what Core ML has whole (hard swish loses 16 dB in float16), but transformers
+    need them; on a quantized graph they would split the layers between quantize and dequantize.
+    """
+    options = {
+        "inputs": [_input_type(spec) for spec in request.inputs],
+        "outputs": [
+            ct.TensorType(name=s.name, dtype=np.float32 if "float" in s.dtype else None) for s in request.outputs
+        ],
+        "minimum_deployment_target": getattr(ct.target, request.coreml_deployment_target),
+        "compute_precision": precision,
+        "skip_model_load": True,
+    }
+    report("converting")
+    try:
+        return ct.convert(_prepared(program.run_decompositions({})), **options)
+    except Exception:  # whatever it does not know in one form, it may know in the other
+        if request.precision == "static_wi8_ai8":
+            raise
+    report("converting decomposed")
+    return ct.convert(_prepared(program.run_decompositions()), **options)
+
+
+def _prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Take out `alias` nodes, which coremltools does not know, and give clamps float bounds."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    with_float_bounds(program)
+    return program
 
 
 def left_in_float(model: Any, activations: bool) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def export(request: ExportRequest) -> Export:
 
 
 def _refuse_missing_kernels(made: ExecutorchProgramManager) -> None:
-    """The converter writes operators that the runtime has no kernel for; loading then fails without their names."""
+    """Raise for what the converter writes and the runtime cannot load: its own error does not name the operator."""
     known = set(Runtime.get().operator_registry.operator_names)
     for plan in made.executorch_program.execution_plan:
         for operator in plan.operators:

@@ -8,9 +8,7 @@ nobody reads afterwards.
 from __future__ import annotations
 
 import functools
-import inspect
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +20,7 @@ from edgeopt.core.errors import ArtifactError, UnsupportedOpError
 from edgeopt.mil.constexpr import decode, is_constant
 from edgeopt.mil.fallback import evaluate, has_value_inference
 from edgeopt.mil.ops import IGNORED, OPS
+from edgeopt.mil.parameters import call_late, converters_of, is_static, same
 from edgeopt.mil.values import to_tensor, torch_dtype_named, type_name
 
 Slot = int
@@ -103,69 +102,6 @@ class Plan:
     results: dict[Slot, Result] = field(default_factory=dict)
 
 
-def _ints(value: Any) -> tuple[int, ...]:
-    if isinstance(value, torch.Tensor):
-        return tuple(value.reshape(-1).tolist())
-    if isinstance(value, tuple):
-        return tuple(int(part) for part in value)
-    return tuple(int(part) for part in np.asarray(value).reshape(-1))
-
-
-def _bools(value: Any) -> tuple[bool, ...]:
-    return tuple(bool(part) for part in _ints(value))
-
-
-def _scalar(kind: type) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        return kind(value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value)
-
-    return convert
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else to_tensor(value)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _labels(value: Any) -> tuple[Any, ...]:
-    return tuple(part.item() if isinstance(part, np.generic) else part for part in getattr(value, "ls", value))
-
-
-_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
-    bool: _scalar(bool),
-    float: _scalar(float),
-    int: _scalar(int),
-    str: _scalar(str),
-    torch.Tensor: _tensor,
-    tuple[bool, ...]: _bools,
-    tuple[int, ...]: _ints,
-    tuple[torch.Tensor, ...]: _same,
-    tuple[Any, ...]: _labels,
-}
-
-
-@functools.cache
-def _converters(function: Callable[..., Any]) -> dict[str, Callable[[Any], Any]]:
-    """Return what turns each parameter of an implementation into what its annotation says."""
-    hints = typing.get_type_hints(function)
-    result = {}
-    for name in inspect.signature(function).parameters:
-        hint = hints.get(name, torch.Tensor)
-        choices = [part for part in typing.get_args(hint) if part is not type(None)]
-        if type(None) in typing.get_args(hint):
-            hint = choices[0]
-        result[name] = _CONVERTERS.get(hint, _same)
-    return result
-
-
-def _call(call: Callable[..., Any], late: Mapping[str, Callable[[Any], Any]], **values: Any) -> Any:
-    """Call with some values converted first: those a program computes though they are Python values here."""
-    return call(**{name: late[name](value) if name in late else value for name, value in values.items()})
-
-
 class Planner:
     """Plans one function; `rounds` says whether folded constants are rounded to half precision."""
 
@@ -235,7 +171,7 @@ class Planner:
         function = OPS.get(op.op_type)
         if function is None:
             return self._foreign(op)
-        converters = _converters(function)
+        converters = converters_of(function)
         static: dict[str, Any] = {}
         reads: dict[str, Reference] = {}
         late: dict[str, Callable[[Any], Any]] = {}
@@ -256,11 +192,11 @@ class Planner:
                 static[name] = converters[name](self.constants[slot])
             else:
                 reads[name] = slot
-                if converters[name] not in (_tensor, _same):
+                if is_static(converters[name]):
                     late[name] = converters[name]
         call: Callable[..., Any] = functools.partial(function, **static) if static else function
         if late:
-            call = functools.partial(_call, call, late)
+            call = functools.partial(call_late, call, late)
         step = Step(op.op_type, op.name, call, reads, tuple(self.results[self._slot(v)] for v in op.outputs))
         if reads or op.op_type.startswith("random_") or op.op_type == "make_list":
             return step
@@ -304,7 +240,7 @@ class Planner:
             reads["loop_vars"] = tuple(self._value(v) for v in op.loop_vars)
         blocks = tuple(self._block(b, tuple(self._slot(v) for v in b.inputs)) for b in op.blocks)
         results = tuple(self.results[self._slot(v)] for v in op.outputs)
-        return Step(op.op_type, op.name, _same, reads, results, blocks=blocks)
+        return Step(op.op_type, op.name, same, reads, results, blocks=blocks)
 
     def _free(self, block: Block, kept: set[Slot]) -> None:
         """Note behind each step which slots nobody reads afterwards, innermost blocks included."""

@@ -34,6 +34,10 @@ SAFE_EXPRESSION = re.compile(
     r"|Eq|Ne|Le|Lt|Ge|Gt|Equality|Unequality|LessThan|StrictLessThan|GreaterThan|StrictGreaterThan)\b"
     r"|\bL(?:\[(?:'\w+'|\d+)\])+(?:\.size\(\)|\.shape)?(?:\[\d+\])?)*"
 )
+SAFE_NAME = re.compile(r"\w*")
+SAFE_PATH = re.compile(r"""[^"'\\\x00-\x1f]*""")
+NAMES = ("name", "as_name", "forward_arg_names")
+PATHS = ("fqn", "parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name", "user_input_name")
 SAFE_MEMBER = re.compile(
     r"archive_format|archive_version|version|byteorder|\.format_version|\.storage_alignment|\.data/\w+"
     r"|data/(?:weights|constants|sample_inputs)/[\w.-]+|models/[\w.-]+\.json|extra/[\w./-]+"
@@ -64,9 +68,9 @@ def load(request: SourceRequest) -> Loaded:
 def check_archive(path: Path, checked: Path, *, trust: bool) -> Path:
     """Check checksums, structure, and what the graph would call, without unpickling; returns the file to load.
 
-    Reading a program evaluates its guards and symbolic shapes as Python, resolves targets by name and unpickles
-    opaque constants, so each is held against a list of what an exported program needs. The members that passed are
-    copied to `checked`.
+    Reading a program evaluates its guards and symbolic shapes as Python, writes its names into Python code, resolves
+    targets by name and unpickles opaque constants, so each is held against what an exported program needs. The members
+    that passed are copied to `checked`.
 
     Raises:
         SourceError: not an exported program, or a damaged one.
@@ -123,8 +127,7 @@ def _check_members(archive: zipfile.ZipFile, root: str, path: Path) -> None:
             raise UnsafeFileError(f"{path}: carries {place[:60]!r}, which could run code; {allowed}")
         if place.startswith("models/"):
             for kind, text in _strings(json.loads(archive.read(name))):
-                safe = SAFE_TARGET if kind == "target" else SAFE_EXPRESSION
-                if not safe.fullmatch(text):
+                if not _safe_pattern(kind).fullmatch(text):
                     raise UnsafeFileError(f"{path}: its {kind} {text[:60]!r} is no tensor operation; {allowed}")
         elif place.startswith("data/") and place.endswith("_config.json"):
             payloads = json.loads(archive.read(name))["config"]
@@ -133,18 +136,26 @@ def _check_members(archive: zipfile.ZipFile, root: str, path: Path) -> None:
                     raise UnsafeFileError(f"{path}: its {payload['path_name'][:60]!r} is no tensor; {allowed}")
 
 
+def _safe_pattern(kind: str) -> re.Pattern[str]:
+    if kind in NAMES:
+        return SAFE_NAME
+    if kind in PATHS:
+        return SAFE_PATH
+    return SAFE_TARGET if kind == "target" else SAFE_EXPRESSION
+
+
 def _strings(document: Any) -> list[tuple[str, str]]:
-    """Return every call target and every text that the reader would evaluate."""
+    """Return every text that the reader would evaluate, resolve, or write into the Python code of the graph."""
     found: list[tuple[str, str]] = []
     waiting = [document]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
             for key, value in item.items():
-                if key in ("target", "expr_str") and isinstance(value, str):
+                if isinstance(value, str) and key in ("target", "expr_str", *NAMES, *PATHS):
                     found.append((key, value))
-                elif key == "guards_code" and value:
-                    found.extend((key, str(guard)) for guard in value)
+                elif key in ("guards_code", "forward_arg_names") and value:
+                    found.extend((key, str(text)) for text in value)
                 else:
                     waiting.append(value)
         elif isinstance(item, list):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt import plugins
+from edgeopt.core.arrays import array_file
 from edgeopt.core.model import TensorSpec
 from edgeopt.runtimes.adapter import Adapter
 from edgeopt.worker import report
@@ -38,7 +39,7 @@ def execute(
     session = plugin.load(Path(artifact), options)
     wanted = tuple(TensorSpec.from_json(s) for s in outputs)
     adapter = Adapter(session, tuple(TensorSpec.from_json(s) for s in inputs), wanted)
-    stored = {s["name"]: np.load(Path(inputs_folder, f"{s['name']}.npy"), mmap_mode="r") for s in inputs}
+    stored = {s["name"]: np.load(array_file(inputs_folder, s["name"]), mmap_mode="r") for s in inputs}
     count = len(next(iter(stored.values())))
     out = Path(folder)
     out.mkdir(parents=True)
@@ -48,7 +49,7 @@ def execute(
         results = adapter({name: np.array(array[index]) for name, array in stored.items()})
         if not arrays:
             arrays = {
-                name: np.lib.format.open_memmap(out / f"{name}.npy", "w+", value.dtype, (count, *value.shape))
+                name: np.lib.format.open_memmap(array_file(out, name), "w+", value.dtype, (count, *value.shape))
                 for name, value in results.items()
             }
         for name, value in results.items():

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgeopt.core.arrays import array_file
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import TensorSpec
 from edgeopt.exporters.program import load_program
@@ -44,7 +45,7 @@ def locate(
     session = ReferenceSession(Evaluator(load_package(Path(artifact)), precision))
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
     adapter = Adapter(session, specs, tuple(TensorSpec.from_json(s) for s in outputs))
-    batch = {s.name: np.array(np.load(Path(inputs_folder, f"{s.name}.npy"), mmap_mode="r")[0]) for s in specs}
+    batch = {s.name: np.array(np.load(array_file(inputs_folder, s.name), mmap_mode="r")[0]) for s in specs}
     fed = adapter.feed(batch)
     if original.endswith(".pt2"):
         found = against_exported(session.evaluator, load_program(original), fed, threshold_db)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import keyword
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 
 from edgeopt import plugins
+from edgeopt.core.arrays import array_file
 from edgeopt.core.card import ModelCard
 from edgeopt.core.errors import SourceError, UsageError
 from edgeopt.core.model import Model, TensorSpec, layout_of
@@ -58,7 +62,7 @@ def prepare(
     digest = hashlib.sha256()
     if calibration is not None:
         for spec in model.inputs:
-            digest.update((out / "calibration" / f"{spec.name}.npy").read_bytes())
+            digest.update(array_file(out / "calibration", spec.name).read_bytes())
     _same_on_first_inputs(model, program, out / "inputs")
     parameters = {id(p): p.numel() for p in model.module.parameters()}
     return {
@@ -102,6 +106,8 @@ def load(request: SourceRequest) -> Model:
         )
     if not inputs:
         raise UsageError(f"{request.spoken} does not tell its input shape: give --input-shape 1,3,224,224 or a card")
+    names = fit_names([s.name for s in inputs])
+    inputs = tuple(replace(spec, name=name) for spec, name in zip(inputs, names, strict=True))
     module = loaded.module
     if not module.state_dict() or all(not k[0].isdigit() for k in module.state_dict()):
         root: torch.nn.Module = module
@@ -151,7 +157,7 @@ def _same_on_first_inputs(model: Model, program: torch.export.ExportedProgram, f
         SourceError: it does not, as when the module branches on values or draws random numbers.
     """
     stored = tuple(
-        torch.from_numpy(np.array(np.load(folder / f"{s.name}.npy", mmap_mode="r")[0])) for s in model.inputs
+        torch.from_numpy(np.array(np.load(array_file(folder, s.name), mmap_mode="r")[0])) for s in model.inputs
     )
     with torch.inference_mode():
         expected, _ = torch.utils._pytree.tree_flatten(model.module(*stored))
@@ -162,6 +168,23 @@ def _same_on_first_inputs(model: Model, program: torch.export.ExportedProgram, f
                 f"{model.source}: the exported program does not compute what the module does (difference "
                 f"{float((a - b).abs().max()):.3g}); does it branch on values, or draw random numbers?"
             )
+
+
+def fit_names(names: Sequence[str]) -> list[str]:
+    """Return names that every format takes: Python identifiers, each once; `input.1` becomes `input_1`.
+
+    Core ML refuses others, and litert-torch writes them into Python code that it runs: a name from a file of anyone
+    must not get there.
+    """
+    fitted: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not plain or plain[0].isdigit() or keyword.iskeyword(plain) or plain == "self":
+            plain = f"_{plain}"
+        while plain in fitted:
+            plain += "_"
+        fitted.append(plain)
+    return fitted
 
 
 def labels_of(card: ModelCard, folder: Path) -> list[str] | None:
@@ -189,6 +212,7 @@ def _output_specs(result: Any, model: Model) -> tuple[TensorSpec, ...]:
         names = [re.sub(r"\W", "_", str(k)) for k in result]
     if not names:
         names = ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
+    names = fit_names(names)
     taken = {s.name for s in model.inputs}
     names = [f"{n}_out" if n in taken else n for n in names]
     return tuple(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from edgeopt import plugins
+from edgeopt.core.arrays import array_file
 from edgeopt.core.card import ModelCard, Preprocess, read_card
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import Model, TensorSpec
@@ -108,5 +109,5 @@ def _fixed(own: tuple[TensorSpec, ...], shapes: list[list[int]], path: Path) -> 
 
 
 def _stored(spec: TensorSpec, folder: Path) -> TensorSpec:
-    array = np.load(folder / f"{spec.name}.npy", mmap_mode="r")
+    array = np.load(array_file(folder, spec.name), mmap_mode="r")
     return TensorSpec(spec.name, tuple(array.shape[1:]), array.dtype.name, spec.layout)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.core.arrays import array_file
 from edgeopt.core.errors import UsageError
 from edgeopt.core.model import Model, TensorSpec
 from edgeopt.data import is_builtin, open_data
@@ -70,7 +71,7 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     batch = inputs[0].shape[0]
     count = -(-len(choice.indices) // batch)
     arrays = {
-        s.name: np.lib.format.open_memmap(folder / f"{s.name}.npy", "w+", np.dtype(s.dtype), (count, *s.shape))
+        s.name: np.lib.format.open_memmap(array_file(folder, s.name), "w+", np.dtype(s.dtype), (count, *s.shape))
         for s in inputs
     }
     labels = np.full(count * batch, -1, np.int64)
