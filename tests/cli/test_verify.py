@@ -156,7 +156,7 @@ def test_a_tflite_file_with_int8_inputs_and_outputs_made_by_its_own_tool(edgeopt
     assert ran.code == 0 and ran.json["parity"]["snr_db"] >= 100
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pte"])
+@pytest.mark.parametrize("suffix", [".onnx", *(pytest.param(s, marks=pytest.mark.slow) for s in (".tflite", ".pte"))])
 def test_a_damaged_artifact_is_one_line(edgeopt, against, tmp_path, suffix):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(np.random.default_rng(0).bytes(3000))

@@ -120,7 +120,9 @@ def build():
 """
 
 
-@pytest.mark.parametrize("which", ["output", "temporary", pytest.param("cache", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "which", ["temporary", *(pytest.param(w, marks=pytest.mark.slow) for w in ("output", "cache"))]
+)
 def test_a_full_disk_is_one_line(edgeopt, write_model, small_disk, tmp_path, which):
     disk = small_disk("disk", 600)
     out = disk / "out" if which == "output" else tmp_path / "out"

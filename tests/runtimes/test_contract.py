@@ -23,7 +23,7 @@ def workers():
 
     def get(runtime):
         if runtime not in running:
-            running[runtime] = Worker(threads=1, limits=Limits(timeout_s=15))
+            running[runtime] = Worker(threads=1, limits=Limits(timeout_s=60))
         return running[runtime]
 
     yield get
