@@ -88,7 +88,7 @@ def markdown(result: dict[str, object]) -> str:
         lines.append(f"| {model} | {plain_s} | {ours_s} | {ratios} | **{result[model]['median_ratio']:.2f}** |")
     lines += [
         "",
-        "`edgeopt convert` also runs each artifact, Core ML included, on 64 inputs and compares it with the original; "
+        "`edgeopt convert` also runs each artifact, Core ML included, on 32 inputs and compares it with the original; "
         "the plain scripts only write files. Not covered: other models, more cores, quantized precisions.",
         "",
     ]

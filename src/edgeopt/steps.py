@@ -48,7 +48,7 @@ class Plan:
     precisions: tuple[str, ...]
     target: Target | None = None
     data: str | None = None
-    samples: int = 64
+    samples: int = 32
     calibration_samples: int = 100
     min_snr_db: float | None = None
     min_agreement: float | None = None

@@ -61,7 +61,7 @@ def test_the_formats_that_lower_one_quantized_graph_agree_on_what_it_computes(do
 
 def test_real_digits_were_used_apart_from_those_that_calibrated(document):
     assert document["data"]["inputs"] == "data" and document["data"]["calibrated"] == 100
-    assert all(a["parity"]["samples"] == 64 for a in document["artifacts"])
+    assert all(a["parity"]["samples"] == 32 for a in document["artifacts"])
     assert all(a["parity"]["top1"] >= 0.9 for a in document["artifacts"])
 
 

@@ -24,7 +24,7 @@ from edgeopt.report.terminal import show_bundle
     "--precision", "precisions", multiple=True, callback=splitting, metavar="NAMES", help=f"Of {', '.join(PRECISIONS)}."
 )
 @click.option("--data", metavar="FILE", help="Table, image folder, .npz or built-in set to calibrate and verify on.")
-@click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Inputs to verify on.")
+@click.option("--samples", type=click.IntRange(min=1), default=32, show_default=True, help="Inputs to verify on.")
 @click.option("--calibration-samples", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--min-snr", type=float, metavar="DB", help="Pass mark of the signal-to-noise ratio.")
 @click.option("--min-agreement", type=click.FloatRange(0, 1), help="Pass mark of top-1 agreement.")

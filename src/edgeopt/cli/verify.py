@@ -28,7 +28,7 @@ from edgeopt.steps import artifact_format
     metavar="CARD.yaml",
     help="Preprocessing and task, where --against is an artifact.",
 )
-@click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--samples", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Sets the pass mark.  [default: the bundle's record, else fp32]"
 )

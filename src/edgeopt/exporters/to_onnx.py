@@ -49,6 +49,7 @@ def export(request: ExportRequest) -> Export:
             notes.append("uint8 activations with int8 weights: x86 without VNNI can saturate in 16-bit sums")
     elif request.precision == "fp16":
         model = convert_float_to_float16(model, keep_io_types=True)
+        del model.graph.value_info[:]  # the tool leaves float16 there for operators that it keeps in float32
         onnx_rewrites.sort_nodes(model)
     onnx_rewrites.strip_local_paths(model)
     model.producer_name = "edgeopt"
