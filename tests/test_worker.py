@@ -289,11 +289,11 @@ def test_a_worker_is_kept_between_calls_and_replaced_after_a_crash(environment, 
 
 def test_each_call_has_its_own_log(environment, tmp_path):
     with Worker(environment=environment) as worker:
-        for name in ("one", "two"):
+        for name in ("first call", "second call"):
             with pytest.raises(WorkerError):
                 worker.call("tasks_of_test:fail", {"message": name}, what="w", log=tmp_path / name)
-    assert "ValueError: one" in (tmp_path / "one").read_text()
-    assert "one" not in (tmp_path / "two").read_text()
+    assert "ValueError: first call" in (tmp_path / "first call").read_text()
+    assert "first call" not in (tmp_path / "second call").read_text()
 
 
 def test_a_dead_idle_worker_is_replaced(environment, tmp_path):
