@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,11 +23,39 @@ from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.errors import CancelledRunError, ConversionError, EdgeoptError
 from edgeopt.core.formats import Format
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import scheme_of
+from edgeopt.core.target import Target
 from edgeopt.steps import Document, Plan, Source, Workshop
 from edgeopt.worker import Worker
 
-# The slowest first, so that the last to end is a short one; LiteRT before those that wait for the int8 graph.
+# The slowest first, so that the last to end is a short one.
 START_ORDER = ("litert", "executorch", "coreml", "onnx")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A model brought to integers once, for every format that wants it so.
+
+    It is a folder: `conditioned.pt2` in float with its weights on the integer grid and, for static precisions,
+    `quantized.pt2` and `ranges.json`.
+    """
+
+    precision: str
+    reduce_range: bool
+
+    @property
+    def name(self) -> str:
+        """What progress shows."""
+        return f"{self.precision} graph" + (" (7-bit weights)" if self.reduce_range else "")
+
+    @classmethod
+    def wanted(cls, form: Format, precision: str, target: Target | None) -> Quantization | None:
+        """Return what a format needs for a precision; None where it starts from the model as it came."""
+        scheme = scheme_of(precision)
+        if scheme.kind in ("float", "palettized"):
+            return None
+        saturates = form.name == "onnx" and scheme.activation_bits == 8 and target is not None
+        return cls(precision, saturates and target is not None and target.kernels.reduce_range)
 
 
 class Conversion:
@@ -46,7 +75,8 @@ class Conversion:
         self.bundle = bundle
         self._prepared: Future[Document] = Future()
         self._reference: Future[None] = Future()
-        self._quantized: Future[Path] = Future()
+        wanted = [Quantization.wanted(f, p, what.target) for p in what.precisions for f in what.formats]
+        self._quantized: dict[Quantization, Future[Document]] = {q: Future() for q in wanted if q is not None}
 
     def run(self) -> tuple[Document, list[Document], list[Document]]:
         """Return what `prepare` found, the artifacts' records, and those of the failures.
@@ -69,6 +99,7 @@ class Conversion:
             except BaseException:
                 self.work.context.cancel.set()  # both pools wait for their threads, so they must end now
                 raise
+        self._compare_speeds([r for r in records if "reason" not in r], prepared)
         names = [form.name for form in self.what.formats]
         records.sort(key=lambda r: (self.what.precisions.index(r["precision"]), names.index(r["format"])))
         return prepared, [r for r in records if "reason" not in r], [r for r in records if "reason" in r]
@@ -80,34 +111,51 @@ class Conversion:
             self._reference.set_result(None)
 
     def _quantize(self) -> None:
-        """Calibrate the one int8 graph that several formats lower."""
-        if not self.what.calibrates or not any(form.lowers_quantized_graph for form in self.what.formats):
+        """Bring the model to integers, once for all formats that take the same."""
+        if not self._quantized:
             return
-        name = "int8 graph"
-        progress = self.work.context.progress
-        with _passing_on_errors(self._quantized), self.work.worker(threads=1) as worker:
+        with _passing_on_errors(*self._quantized.values()), self.work.worker() as worker:
             prepared = self._prepared.result()
-            out = self.work.folder / "quantized" / "program.pt2"
-            tools = {p: _version(p) for p in ("torch", "torchao")}
-            key = key_of(_identity(prepared) | {"stage": "quantize", "tools": tools})
-            kept = self.work.context.cache
-            if kept is None or kept.get(key, out) is None:
-                arguments = {
-                    "program": str(self.work.folder / "program.pt2"),
-                    "inputs": prepared["model"]["inputs"],
-                    "calibration": str(self.work.folder / "calibration"),
-                    "out": str(out),
-                }
-                what = f"static int8 of {prepared['model']['name']}"
+            for wanted, future in self._quantized.items():
                 try:
-                    self.work.call(worker, name, "quantize:quantize", arguments, what=what, failure=ConversionError)
-                except EdgeoptError as error:
-                    progress.finish(name, str(error), ok=False)
+                    future.set_result(self._quantize_once(worker, wanted, prepared))
+                except CancelledRunError:
                     raise
-                if kept is not None:
-                    kept.put(key, out, {})
-            progress.finish(name, f"calibrated on {prepared['data']['calibrated']} samples", ok=True)
-            self._quantized.set_result(out)
+                except EdgeoptError as error:
+                    self.work.context.progress.finish(wanted.name, str(error), ok=False)
+                    future.set_exception(error)
+
+    def _quantize_once(self, worker: Worker, wanted: Quantization, prepared: Document) -> Document:
+        options = self.what.quantization.model_copy(
+            update={"reduce_range": wanted.reduce_range or self.what.quantization.reduce_range}
+        )
+        out = self.work.folder / "quantized" / wanted.name.replace(" ", "-")
+        tools = {p: _version(p) for p in ("torch", "torchao")}
+        settled = {"precision": wanted.precision, "options": options.model_dump(mode="json")}
+        key = key_of(_identity(prepared) | settled | {"stage": "quantize", "tools": tools})
+        kept = self.work.context.cache
+        record = kept.get(key, out) if kept is not None else None
+        if record is None:
+            calibrated = prepared["data"]["calibrated"]
+            arguments = settled | {
+                "program": str(self.work.folder / "program.pt2"),
+                "inputs": prepared["model"]["inputs"],
+                "task": prepared["model"]["task"],
+                "calibration": str(self.work.folder / "calibration") if calibrated else None,
+                "out": str(out),
+                "threads": self.work.context.jobs,
+            }
+            what = f"{wanted.precision} of {prepared['model']['name']}"
+            record = self.work.call(
+                worker, wanted.name, "quantize:quantize", arguments, what=what, failure=ConversionError
+            )
+            if kept is not None:
+                kept.put(key, out, record)
+        told = f"calibrated on {prepared['data']['calibrated']} samples"
+        if record["keep_float"]:
+            told += f", {len(record['keep_float'])} layers kept in float"
+        self.work.context.progress.finish(wanted.name, told, ok=True)
+        return record | {"folder": str(out)}
 
     def _make_format(self, form: Format) -> list[Document]:
         """Make one format in every precision, all in one worker; a failure is a record with a `reason`."""
@@ -129,6 +177,8 @@ class Conversion:
                     self.work.context.progress.finish(name, reason, ok=False)
                     record = {"format": form.name, "precision": precision, "reason": reason, "log": error.log}
                 records.append(record)
+            if any(scheme_of(r["precision"]).kind != "float" and "reason" not in r for r in records):
+                self._make_twin(worker, form, prepared)
         return records
 
     def _warm(self, worker: Worker, form: Format) -> None:
@@ -174,30 +224,81 @@ class Conversion:
             "outputs": [s.to_json() for s in export.outputs],
             "parity": parity,
             "not_quantized": list(export.not_quantized),
+            "integer_ops": export.integer_ops,
+            "float_ops": export.float_ops,
+            "quantization": self._quantization_record(form, precision),
+            "speed": None,
             "notes": list(export.notes),
             "tools": export.tools,
             "cached": from_cache,
             "seconds": round(seconds, 2),
         }
 
+    def _make_twin(self, worker: Worker, form: Format, prepared: Document) -> None:
+        """Export the model in float where the plan has no such artifact, to time the others against it."""
+        path = self._twin(form, prepared)
+        if not self.what.compares_speed or path.parent == self.bundle or not form.runs_here:
+            return
+        path.parent.mkdir(exist_ok=True)
+        name = f"{form.name} speed"
+        with contextlib.suppress(EdgeoptError):  # then the speed is not compared, which the record says
+            self._export(worker, name, form, self._request(form, "fp32", prepared, path), prepared)
+
+    def _twin(self, form: Format, prepared: Document) -> Path:
+        folder = self.bundle if "fp32" in self.what.precisions else self.work.folder / "twins"
+        return folder / f"{prepared['model']['name']}.fp32{form.suffix}"
+
+    def _compare_speeds(self, records: list[Document], prepared: Document) -> None:
+        """Time each integer artifact against the float one of its format, when nothing else runs."""
+        if not self.what.compares_speed:
+            return
+        with self.work.worker(threads=1) as worker:
+            for record in records:
+                form = next(f for f in self.what.formats if f.name == record["format"])
+                twin = self._twin(form, prepared)
+                if scheme_of(record["precision"]).kind == "float" or not form.runs_here or not twin.exists():
+                    continue
+                name = f"{form.name} speed"
+                path = self.bundle / record["path"]
+                with contextlib.suppress(EdgeoptError):
+                    record["speed"] = steps.compare_speed(self.work, worker, name, form, path, twin, prepared)
+                    self.work.context.progress.finish(name, f"{record['speed']['ratio']:.2f} of float", ok=True)
+
     def _request(self, form: Format, precision: str, prepared: Document, path: Path) -> ExportRequest:
-        static = precision.startswith("static")
-        program = self.work.folder / "program.pt2"
-        if static and form.lowers_quantized_graph:
-            program = self._quantized.result()
+        program, ranges, options = self.work.folder / "program.pt2", None, self.what.quantization
+        scheme = scheme_of(precision)
+        wanted = Quantization.wanted(form, precision, self.what.target)
+        if wanted is not None:
+            record = self._quantized[wanted].result()
+            folder = Path(record["folder"])
+            lowers = scheme.kind == "static" and form.lowers_quantized_graph
+            program = folder / ("quantized.pt2" if lowers else "conditioned.pt2")
+            ranges = str(folder / "ranges.json") if scheme.kind == "static" else None
+            options = options.model_copy(
+                update={"keep_float": tuple(record["keep_float"]), "reduce_range": wanted.reduce_range}
+            )
         target = self.what.target
+        calibrated = scheme.kind in ("static", "dynamic") and prepared["data"]["calibrated"]
         return ExportRequest(
             name=prepared["model"]["name"],
             program=str(program),
             inputs=tuple(TensorSpec.from_json(s) for s in prepared["model"]["inputs"]),
             outputs=tuple(TensorSpec.from_json(s) for s in prepared["model"]["outputs"]),
-            precision=precision,
+            precision="static_wi8_ai8" if precision == "auto" else precision,
             out=str(path),
-            calibration=str(self.work.folder / "calibration") if static else None,
+            calibration=str(self.work.folder / "calibration") if calibrated else None,
+            ranges=ranges,
+            quantization=options,
             layout=target.layout if target else "NCHW",
             coreml_deployment_target=target.coreml_deployment_target if target else "iOS17",
             int8_activations=target.kernels.int8_activations if target else "uint8",
         )
+
+    def _quantization_record(self, form: Format, precision: str) -> Document | None:
+        wanted = Quantization.wanted(form, precision, self.what.target)
+        if wanted is None:
+            return None
+        return {name: value for name, value in self._quantized[wanted].result().items() if name != "folder"}
 
     def _export(
         self, worker: Worker, name: str, form: Format, request: ExportRequest, prepared: Document
@@ -208,7 +309,8 @@ class Conversion:
         key = key_of(
             _identity(prepared)
             | {
-                "request": request.model_dump(mode="json", exclude={"program", "out", "calibration"}),
+                "request": request.model_dump(mode="json", exclude={"program", "out", "calibration", "ranges"}),
+                "program": file_sha256(Path(request.program)) if request.ranges else None,
                 "format": form.name,
                 "calibration": prepared["data"]["calibration_sha256"] if request.calibration else None,
                 "tools": {p: _version(p) for p in ("torch", *form.packages)},

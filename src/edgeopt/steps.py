@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from edgeopt.core.errors import (
 )
 from edgeopt.core.formats import FORMATS, Format, format_of_file
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import QuantizationOptions, scheme_of
 from edgeopt.core.target import Target
 from edgeopt.scratch import ScratchFolder, sweep
 from edgeopt.worker import Worker
 
 Document = dict[str, Any]
-# The slowest first, so that the last to end is a short one; LiteRT before those that wait for the int8 graph.
-START_ORDER = ("litert", "executorch", "coreml", "onnx")
 MIN_FREE_BYTES = 1 << 20
+SPEED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,18 @@ class Plan:
     calibration_samples: int = 100
     min_snr_db: float | None = None
     min_agreement: float | None = None
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    compares_speed: bool = True
 
     @property
     def calibrates(self) -> bool:
-        """Whether any precision needs calibration inputs."""
-        return any(p.startswith("static") for p in self.precisions)
+        """Whether any precision is better for calibration inputs."""
+        return any(scheme_of(p).kind in ("static", "dynamic", "weight_only") for p in self.precisions)
+
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether any precision cannot do without calibration inputs."""
+        return any(scheme_of(p).kind == "static" for p in self.precisions)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ def prepare(work: Workshop, worker: Worker, source: Source, what: Plan) -> Docum
         "data": what.data,
         "samples": what.samples,
         "calibration_samples": what.calibration_samples if what.calibrates else 0,
+        "must_calibrate": what.must_calibrate,
         "folder": str(work.folder),
     }
     told = f"loading {source.name}"
@@ -218,6 +226,24 @@ def compare(
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
     return result.to_json() | ({"notes": ran["notes"]} if ran["notes"] else {})
+
+
+def compare_speed(
+    work: Workshop, worker: Worker, name: str, form: Format, path: Path, against: Path, prepared: Document
+) -> Document:
+    """Time an artifact against another of its format, in turns in one process."""
+    arguments = {
+        "runtime": form.runtime,
+        "artifact": str(path),
+        "against": str(against),
+        "inputs": prepared["model"]["inputs"],
+        "outputs": prepared["model"]["outputs"],
+        "inputs_folder": str(work.folder / "inputs"),
+        "seconds": SPEED_SECONDS,
+    }
+    what = f"timing {path.name}"
+    found: Document = work.call(worker, name, "speed:compare_speed", arguments, what=what, failure=ArtifactError)
+    return found
 
 
 def locate(

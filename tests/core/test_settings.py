@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
@@ -101,8 +103,12 @@ def test_formats_are_known_by_name_and_by_file(tmp_path):
     for form in FORMATS.values():
         assert format_named(form.name) is form
         assert format_of_file(tmp_path / f"net.fp32{form.suffix}") is form
-        for precision in PRECISIONS:
+        for precision in form.precisions:
             require_precision(form, precision)
+        for precision, reason in form.refuses.items():
+            with pytest.raises(UsageError, match=f"{form.name} cannot do {precision}: {re.escape(reason)}; it can do"):
+                require_precision(form, precision)
+        assert set(form.precisions) | set(form.refuses) == set(PRECISIONS)
     assert format_of_file(tmp_path / "net.pt") is None
     with pytest.raises(UsageError, match="unknown format 'lite-rt'; did you mean 'litert'"):
         format_named("lite-rt")

@@ -67,7 +67,9 @@ def test_targets_prefer_their_platforms_own_format():
     assert (
         preferred["iphone-15"] == "coreml" and preferred["pixel-8"] == "litert" and preferred["linux-x86_64"] == "onnx"
     )
-    assert load_target("linux-x86_64").kernels.int8_activations == "uint8"
+    portable, vnni = load_target("linux-x86_64").kernels, load_target("linux-x86_64-vnni").kernels
+    assert portable.int8_activations == vnni.int8_activations == "uint8"
+    assert portable.reduce_range and not vnni.reduce_range
 
 
 def test_a_misspelt_target_or_option_is_answered_with_the_right_one(tmp_path):

@@ -82,7 +82,8 @@ def test_inputs_and_outputs_have_the_cards_names(document):
 
 def test_the_terminal_saw_progress_and_nothing_else(made):
     _, ran = made
-    names = {"model", "original", "int8 graph"} | {f"{f} {p}" for f in FORMATS for p in PRECISIONS}
+    names = {"model", "original", "static_wi8_ai8 graph"} | {f"{f} {p}" for f in FORMATS for p in PRECISIONS}
+    names |= {f"{f} speed" for f in FORMATS if f != "coreml"}
     assert not NOISE.search(ran.err), ran.err
     for line in ran.err.splitlines():
         assert line.partition(":")[0] in names, line

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import coremltools as ct
+import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,40 @@ def test_seal_leaves_the_program_as_it_is(package: Path, small_program: Any, sma
     (sealed,) = Evaluator(load_package(package))({"x": small_input}).values()
     (plain,) = Evaluator(small_program)({"x": small_input}).values()
     np.testing.assert_array_equal(sealed, plain)
+
+
+def test_a_sealed_package_that_coremltools_changed_and_saved_again_is_not_damaged(
+    package: Path, tmp_path: Path, small_input: np.ndarray
+) -> None:
+    seal(package)
+    palette = cto.OptimizationConfig(global_config=cto.OpPalettizerConfig(mode="uniform", nbits=4, weight_threshold=0))
+    model = ct.models.MLModel(str(package), skip_model_load=True)
+    again = tmp_path / "again.mlpackage"
+    cto.palettize_weights(model, palette).save(str(again))
+    program = load_package(again)
+    assert not program.sealed, "the seal is of another program"
+    assert Evaluator(program)({"x": small_input})
+
+
+def test_a_sealed_package_that_coremltools_only_copied_stays_sealed(package: Path, tmp_path: Path) -> None:
+    seal(package)
+    again = tmp_path / "again.mlpackage"
+    model = ct.models.MLModel(str(package), skip_model_load=True)
+    model.short_description = "a copy"
+    model.save(str(again))
+    assert load_package(again).sealed
+
+
+def test_a_changed_program_makes_the_seal_stale(package: Path) -> None:
+    def change(spec: Any) -> None:
+        for op in spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations:
+            if op.type == "linear":
+                op.attributes["name"].immediateValue.tensor.strings.values[0] = "renamed"
+
+    seal(package)
+    assert load_package(package).sealed
+    _edit_spec(package, change)
+    assert not load_package(package).sealed
 
 
 def test_neural_network_is_refused_by_name(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the cas
 
 KNOWN_DIFFERENCES = (
     "_bf16_", "_fp16_",  # rounding of half precision
+    "test_nonmaxsuppression_suppress_by_IOU_and_scores", "test_nonmaxsuppression_identical_boxes",  # rows of -1 follow
     "test_top_k_same_values",  # PyTorch leaves the order of equal values open
     "test_resize_downsample_scales_linear_align_corners",  # the standard's test uses an output of 2.4 elements;
     "test_resize_downsample_scales_cubic_align_corners",  # onnxruntime and PyTorch use the 2 that there are
@@ -77,4 +78,4 @@ def test_every_case_of_the_standard_that_is_imported_is_right(tmp_path):
             unclear.append(case.name)
     assert not wrong
     assert not unclear
-    assert counts["same"] >= 880
+    assert counts["same"] >= 950

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.core.errors import ConversionError
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import QuantizationOptions, scheme_of
 
 torch.set_num_threads(1)
 Q = "quantize_per_tensor"
@@ -16,26 +16,37 @@ DQ = "dequantize_per_tensor"
 
 
 @pytest.fixture(scope="module")
-def quantize():
-    """Quantize a module calibrated on noise; importing torchao warns about its surroundings."""
+def stages():
+    """The modules under test; importing torchao warns about its surroundings."""
     import warnings
+    from types import SimpleNamespace
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from edgeopt.stages.quantize import quantize as stage
+        from edgeopt.stages import quantize, quantizer
 
-    def run(module, *shape, batches=8):
+    return SimpleNamespace(quantize=quantize, quantizer=quantizer)
+
+
+@pytest.fixture(scope="module")
+def quantize(stages):
+    """Quantize a module calibrated on noise; returns the program and an input."""
+
+    def run(module, *shape, batches=8, precision="static_wi8_ai8", keep_float=(), ranges=False, scale=1.0):
         specs = (TensorSpec("x", shape),)
         generator = np.random.default_rng(0)
-        data = [{"x": generator.standard_normal(shape).astype(np.float32)} for _ in range(batches)]
+        data = [{"x": scale * generator.standard_normal(shape).astype(np.float32)} for _ in range(batches)]
         program = torch.export.export(module.eval(), (torch.rand(shape),))
-        return stage(program, iter(data), specs), torch.from_numpy(data[0]["x"])
+        options = QuantizationOptions(estimator="minmax", keep_float=keep_float)
+        made = stages.quantize.quantize(program, lambda: iter(data), specs, scheme_of(precision), options)
+        x = torch.from_numpy(data[0]["x"])
+        return (made.program, x, made.ranges) if ranges else (made.program, x)
 
     return run
 
 
 def kind(node):
-    return str(node.target).split(".")[-2] if node.op == "call_function" else node.op
+    return f".{node.target}.".split(".")[-3] if node.op == "call_function" else node.op
 
 
 def feeding(program, name):
@@ -167,15 +178,7 @@ def test_transposed_and_grouped_convolutions(quantize):
     torch.manual_seed(0)
     assert snr(Up().eval()(x), program.module()(x)) > 20
     assert feeding(program, "conv2d")[0][:2] == [DQ, "dequantize_per_channel"]
-
-
-def test_a_model_with_nothing_to_quantize_is_told(quantize):
-    class Plain(nn.Module):
-        def forward(self, x):
-            return torch.softmax(x, -1)
-
-    with pytest.raises(ConversionError, match="the model has no layer that can be quantized"):
-        quantize(Plain(), 1, 5)
+    assert ["dequantize_per_channel" in reads for reads in feeding(program, "conv_transpose2d")] == [True, False]
 
 
 def test_the_range_covers_what_was_seen_in_any_batch(quantize):
@@ -193,3 +196,222 @@ def test_the_range_covers_what_was_seen_in_any_batch(quantize):
     program, _ = quantize(Scale(), 1, 1, 32, 32, batches=12)
     loud = torch.full((1, 1, 32, 32), 3.0)
     assert (program.module()(loud) - loud).abs().max() < 0.3
+
+
+def calls(program, name):
+    return [n for n in program.graph.nodes if kind(n) == name]
+
+
+def scale_of(quantized):
+    return quantized.args[1]
+
+
+@pytest.mark.parametrize(
+    "act", [nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.Hardsigmoid()], ids=lambda a: type(a).__name__
+)
+def test_what_saturates_reads_integers_that_end_where_it_does(quantize, act):
+    """-60 and -3 are the same to a hard-swish: no integer is spent between them."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.act, self.b = nn.Conv2d(3, 8, 1), act, nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.b(self.act(self.a(x)))
+
+    program, x, ranges = quantize(Net(), 1, 3, 8, 8, ranges=True, scale=40.0)
+    low, high = ranges["conv2d"]
+    assert low >= -13
+    assert (high > 20) == (not isinstance(act, nn.Hardsigmoid))
+    assert [len(reads) for reads in feeding(program, "conv2d")] == [3, 3]
+    assert all(reads[:2] == [DQ, "dequantize_per_channel"] for reads in feeding(program, "conv2d"))
+    assert snr(Net().eval()(x), program.module()(x)) > 25
+
+
+def test_hard_swish_spelt_out_is_recognized(quantize):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x * nn.functional.relu6(x + 3) / 6)
+
+    program, x, ranges = quantize(Net(), 1, 3, 8, 8, ranges=True, scale=40.0)
+    assert ranges["conv2d"][0] >= -3.2
+    assert feeding(program, "conv2d")[1][0] == DQ
+    assert snr(Net().eval()(x), program.module()(x)) > 25
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        gate = x.mean((2, 3), keepdim=True)
+        return x * nn.functional.hardsigmoid(self.up(torch.relu(self.down(gate))))
+
+
+def test_a_squeeze_and_excite_block_runs_on_integers_throughout(quantize):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.gate, self.b = nn.Conv2d(3, 8, 1), Gate(), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.b(self.gate(self.a(x)))
+
+    program, x = quantize(Net(), 1, 3, 8, 8)
+    assert feeding(program, "mul") == [[DQ, DQ]]
+    assert all(reads[:2] == [DQ, "dequantize_per_channel"] for reads in feeding(program, "conv2d"))
+    (mean,) = calls(program, "mean")
+    (pooled,) = mean.users
+    assert scale_of(pooled) < 0.7 * mean.args[0].args[1], "a mean is smaller than what it is of"
+    assert snr(Net().eval()(x), program.module()(x)) > 25
+
+
+def test_parts_of_a_split_keep_its_scale(quantize):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            left, right = self.a(x).chunk(2, 1)
+            return self.c(torch.cat([self.b(left), right], 1))
+
+    program, _ = quantize(Net(), 1, 3, 8, 8)
+    first, second, *_ = calls(program, "conv2d")
+    (whole,) = first.users
+    read = second.args[0].args
+    assert read[1] == scale_of(whole)
+    assert len({n.args[1:3] for (reads) in calls(program, "cat") for n in reads.args[0]}) == 1
+
+
+class Masked(nn.Module):
+    """One attention head with an additive mask, as BERT's."""
+
+    def __init__(self, fill, additive=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(50, 16)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.fill, self.additive = fill, additive
+
+    def forward(self, ids, mask):
+        x = self.table(ids)
+        scores = self.q(x) @ self.k(x).transpose(1, 2)
+        if self.additive:
+            scores = scores + (1.0 - mask[:, None, :].float()) * self.fill
+        else:
+            scores = scores.masked_fill(mask[:, None, :] == 0, self.fill)
+        return self.out(torch.softmax(scores, -1) @ self.v(x))
+
+
+@pytest.mark.parametrize("fill", [-1e4, float(torch.finfo(torch.float32).min)])
+@pytest.mark.parametrize("additive", [True, False])
+def test_attention_masks_enter_no_range(stages, fill, additive):
+    module = Masked(fill, additive).eval()
+    ids = np.arange(12, dtype=np.int64)[None]
+    mask = (np.arange(12) < 9).astype(np.int64)[None]
+    specs = (TensorSpec("ids", (1, 12), "int64"), TensorSpec("mask", (1, 12), "int64"))
+    examples = (torch.from_numpy(ids), torch.from_numpy(mask))
+    program = torch.export.export(module, examples)
+    made = stages.quantize.quantize(
+        program,
+        lambda: iter([{"ids": ids, "mask": mask}] * 3),
+        specs,
+        scheme_of("static_wi8_ai8"),
+        QuantizationOptions(),
+    )
+    assert "matmul" in made.ranges
+    assert all(-50 < low <= 0 <= high < 50 for low, high in made.ranges.values())
+    assert snr(module(*examples), made.program.module()(*examples)) > 25
+    assert feeding(made.program, "matmul") == [[DQ, DQ]] * 2
+    assert feeding(made.program, "embedding") == [["dequantize_per_channel", "placeholder"]]
+
+
+def test_a_residual_sum_before_a_normalisation_stays_float(quantize):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.b(self.norm(self.a(x) + x))
+
+    program, _ = quantize(Net(), 1, 4, 8)
+    (total,) = calls(program, "add")
+    assert [kind(user) for user in total.users] == ["layer_norm"]
+
+
+def test_kept_layers_stay_float_with_their_clamp(quantize):
+    program, _ = quantize(Block(), 1, 3, 8, 8, keep_float=("conv",))
+    first, second = feeding(program, "conv2d")
+    assert first[:1] == ["placeholder"] and "dequantize_per_channel" not in first
+    assert second[:2] == [DQ, "dequantize_per_channel"]
+    (clamp,) = calls(program, "relu6") or calls(program, "hardtanh") or calls(program, "clamp")
+    assert kind(clamp.args[0]) == "conv2d"
+
+
+def test_every_unit_can_be_kept_alone_and_all_together(stages, quantize):
+    module = torch.export.export(Shared().eval(), (torch.rand(1, 3, 8, 8),)).module()
+    units = stages.quantizer.units_of(module)
+    assert [u.kind for u in units] == ["convolution", "convolution", "concatenation", "pooling", "linear"]
+    nodes = [n for u in units for n in u.nodes]
+    assert len(nodes) == len(set(nodes))
+    specs, batch = (TensorSpec("x", (1, 3, 8, 8)),), {"x": np.ones((1, 3, 8, 8), np.float32)}
+
+    def ranges(keep_float):
+        again = torch.export.export(Shared().eval(), (torch.rand(1, 3, 8, 8),)).module()
+        quantizer = stages.quantizer.EdgeQuantizer(keep_float=keep_float)
+        prepared = stages.quantize.calibrate(again, quantizer, lambda: iter([batch]), specs)
+        return set(stages.quantize.ranges_of(prepared))
+
+    whole = ranges(())
+    for unit in units:
+        assert ranges((unit.name,)) < whole or unit.kind in ("pooling", "concatenation"), unit
+        assert ranges((unit.name,)) == ranges((unit.nodes[-1].name,)), "a node's name serves as well"
+    assert ranges([u.name for u in units]) == set()
+
+
+def test_costs_count_multiplications(stages):
+    module = torch.export.export(Block().eval(), (torch.rand(2, 3, 8, 8),)).module()
+    first, second = stages.quantizer.units_of(module)
+    assert (first.cost, second.cost) == (2 * 8 * 6 * 6 * 3 * 9, 2 * 8 * 6 * 6 * 8)
+    assert (first.name, second.name) == ("conv", "second")
+
+
+def test_sixteen_bit_activations_are_symmetric_and_nearer(quantize):
+    program, x = quantize(Block(), 1, 3, 8, 8, precision="static_wi8_ai16")
+    zero_points = {n.args[2] for n in calls(program, Q)}
+    assert zero_points == {0}
+    assert {n.args[5] for n in calls(program, Q)} == {torch.int16}
+    narrow, _ = quantize(Block(), 1, 3, 8, 8)
+    wanted = Block().eval()(x)
+    assert snr(wanted, program.module()(x)) > snr(wanted, narrow.module()(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_all_convolutions_of_a_mobilenet_v3_are_quantized(quantize):
+    from edgeopt.sources.torchvision_ops import import_torchvision
+
+    import_torchvision()
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("mobilenetv3_small_100", pretrained=False, exportable=True).eval()
+    program, x = quantize(net, 1, 3, 32, 32, batches=2)
+    reads = feeding(program, "conv2d")
+    assert len(reads) == 53
+    assert all(r[:2] == [DQ, "dequantize_per_channel"] for r in reads)
+    assert torch.isfinite(program.module()(x)).all()

@@ -28,8 +28,14 @@ class Threshold:
 THRESHOLDS = {
     "fp32": Threshold(60.0, 0.99),
     "fp16": Threshold(30.0, 0.97),
-    "dynamic_wi8_afp32": Threshold(12.0, 0.90),
     "static_wi8_ai8": Threshold(10.0, 0.90),
+    "static_wi8_ai16": Threshold(15.0, 0.93),
+    "dynamic_wi8_afp32": Threshold(12.0, 0.90),
+    "weight_only_wi8_afp32": Threshold(15.0, 0.93),
+    "weight_only_wi4_afp32": Threshold(5.0, 0.75),
+    "palettized_w6": Threshold(12.0, 0.90),
+    "palettized_w4": Threshold(5.0, 0.75),
+    "auto": Threshold(10.0, 0.90),
 }
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 
 from edgeopt.cli.options import make_source, print_json, source_options, splitting, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.context import Context
+from edgeopt.core.errors import UsageError
 from edgeopt.core.formats import FORMATS, PRECISIONS
+from edgeopt.core.quantization import QuantizationOptions
+from edgeopt.core.settings import parse
 from edgeopt.core.target import load_target
 from edgeopt.pipeline import convert, plan
 from edgeopt.report.terminal import show_bundle
+
+OWN_FLAGS = ("keep_float", "max_drop")
 
 
 @click.command("convert")
@@ -28,6 +35,16 @@ from edgeopt.report.terminal import show_bundle
 @click.option("--calibration-samples", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--min-snr", type=float, metavar="DB", help="Pass mark of the signal-to-noise ratio.")
 @click.option("--min-agreement", type=click.FloatRange(0, 1), help="Pass mark of top-1 agreement.")
+@click.option("--keep-float", multiple=True, callback=splitting, metavar="LAYERS", help="Layers that stay in float.")
+@click.option("--max-drop", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of accuracy, for auto.")
+@click.option(
+    "--quantization",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Of {', '.join(n for n in QuantizationOptions.model_fields if n not in OWN_FLAGS)}.",
+)
+@click.option("--no-speed", is_flag=True, help="Do not time integer files against float ones.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: NAME-bundle]")
 @source_options
 @work_options
@@ -43,6 +60,10 @@ def command(
     calibration_samples: int,
     min_snr: float | None,
     min_agreement: float | None,
+    keep_float: tuple[str, ...],
+    max_drop: float | None,
+    settings: tuple[str, ...],
+    no_speed: bool,
     output: Path | None,
     arch: str | None,
     input_shape: tuple[str, ...],
@@ -71,6 +92,8 @@ def command(
         calibration_samples=calibration_samples,
         min_snr_db=min_snr,
         min_agreement=min_agreement,
+        quantization=_quantization(settings, keep_float, max_drop),
+        compares_speed=not no_speed,
     )
     request = understand(model, arch=arch, trust=trust_source, shapes=source.shapes)
     out = output or Path(f"{request.name}-bundle")
@@ -82,3 +105,22 @@ def command(
         show_bundle(document, str(out), Console())
     sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
     return 0 if sound else 1
+
+
+def _quantization(
+    settings: tuple[str, ...], keep_float: tuple[str, ...], max_drop: float | None
+) -> QuantizationOptions:
+    document: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--quantization {text!r}: expected NAME=VALUE")
+        try:
+            document[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--quantization {text!r}: {value!r} is no value") from error
+    if keep_float:
+        document["keep_float"] = keep_float
+    if max_drop is not None:
+        document["max_drop"] = max_drop
+    return parse(QuantizationOptions, document, "--quantization")

@@ -8,14 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeopt.cli.options import print_json
+from edgeopt.core.formats import FORMATS, PRECISIONS
 from edgeopt.core.target import load_target, shipped_targets
 
 
 @click.command("targets")
 @click.argument("name", required=False)
+@click.option("--precisions", is_flag=True, help="Show what each format supports, and why not where it does not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def command(name: str | None, as_json: bool) -> int:
+def command(name: str | None, precisions: bool, as_json: bool) -> int:
     """List the device profiles, or show the one called NAME (or in NAME.yaml)."""
+    if precisions:
+        return _show_precisions(as_json)
     if name:
         document = load_target(name).model_dump(mode="json")
         if as_json:
@@ -34,4 +38,19 @@ def command(name: str | None, as_json: bool) -> int:
         formats = ", ".join(target.formats)
         table.add_row(target.name, formats, target.precision, target.layout, str(target.threads))
     Console().print(table)
+    return 0
+
+
+def _show_precisions(as_json: bool) -> int:
+    if as_json:
+        print_json({"formats": {f.name: {p: f.refuses.get(p) or "yes" for p in PRECISIONS} for f in FORMATS.values()}})
+        return 0
+    table = Table("precision", *FORMATS)
+    for precision in PRECISIONS:
+        table.add_row(precision, *("no" if precision in f.refuses else "yes" for f in FORMATS.values()))
+    console = Console()
+    console.print(table)
+    for form in FORMATS.values():
+        for precision, reason in form.refuses.items():
+            console.print(f"{form.name} {precision}: {reason}", highlight=False, soft_wrap=True)
     return 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.settings import Settings
 
 
@@ -49,12 +50,15 @@ class ExportRequest(Settings):
 
     Attributes:
         name: of the model.
-        program: a `.pt2` exported program; its quantized graph where the precision is static int8 and the exporter
-            lowers one.
+        program: a `.pt2` exported program. For a float precision the model as it came; for a weight-only or dynamic
+            precision, and for static ones where the exporter quantizes a float model itself, the same in float with
+            its weights already on the integer grid; otherwise the quantized graph.
         inputs, outputs: the program's own contract, in order.
         precision: one that the format can do.
         out: file or folder to write; it does not exist yet.
         calibration: folder with `<input>.npy`, each of shape (batches, *input shape).
+        ranges: JSON file `{"activations": {node name: [min, max]}}` of the program's activations that are quantized.
+        quantization: the options that made `program`; `keep_float` counts for the exporter too.
         layout: memory order that the target wants for image inputs.
         coreml_deployment_target: lowest system version that must run a Core ML package.
         int8_activations: integer type of static int8 activations in ONNX.
@@ -67,6 +71,8 @@ class ExportRequest(Settings):
     precision: str
     out: str
     calibration: str | None = None
+    ranges: str | None = None
+    quantization: QuantizationOptions = QuantizationOptions()
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     coreml_deployment_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS17"
     int8_activations: Literal["int8", "uint8"] = "uint8"
@@ -80,6 +86,8 @@ class Export:
         inputs, outputs: the artifact's own contract.
         not_quantized: operators and layers left in float, each with the reason; empty for a float precision.
         notes: what a reader of the manifest must know.
+        integer_ops, float_ops: operators that run on integers and on floats once the runtime has optimized or delegated
+            the graph; None where the runtime does not tell.
         tools: versions of the packages that made it.
     """
 
@@ -87,6 +95,8 @@ class Export:
     outputs: tuple[TensorSpec, ...]
     not_quantized: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    integer_ops: int | None = None
+    float_ops: int | None = None
     tools: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +106,8 @@ class Export:
             "outputs": [s.to_json() for s in self.outputs],
             "not_quantized": list(self.not_quantized),
             "notes": list(self.notes),
+            "integer_ops": self.integer_ops,
+            "float_ops": self.float_ops,
             "tools": self.tools,
         }
 
@@ -107,5 +119,7 @@ class Export:
             outputs=tuple(TensorSpec.from_json(s) for s in record["outputs"]),
             not_quantized=tuple(record["not_quantized"]),
             notes=tuple(record["notes"]),
+            integer_ops=record["integer_ops"],
+            float_ops=record["float_ops"],
             tools=record["tools"],
         )

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.core.errors import UsageError, did_you_mean
 
-PRECISIONS = ("fp32", "fp16", "dynamic_wi8_afp32", "static_wi8_ai8")
+PRECISIONS = (
+    "fp32",
+    "fp16",
+    "static_wi8_ai8",
+    "static_wi8_ai16",
+    "dynamic_wi8_afp32",
+    "weight_only_wi8_afp32",
+    "weight_only_wi4_afp32",
+    "palettized_w6",
+    "palettized_w4",
+    "auto",
+)
 
 
 @dataclass(frozen=True)
@@ -17,37 +30,78 @@ class Format:
     Attributes:
         name: what the user writes after `--to`.
         suffix: of the file (or folder, for Core ML).
-        precisions: what the exporter can produce.
+        refuses: precisions that it cannot do, each with the reason.
         extra: the installation extra with its converter and runtime.
         packages: import names that must be importable to export.
         runtime: the plugin that executes it on this host.
-        lowers_quantized_graph: whether static int8 starts from the one PT2E graph; else its own tool quantizes.
+        lowers_quantized_graph: whether static int8 starts from the one PT2E graph; else the format's own tool quantizes
+            the same weights with the same ranges.
     """
 
     name: str
     suffix: str
-    precisions: tuple[str, ...]
+    refuses: Mapping[str, str]
     extra: str
     packages: tuple[str, ...]
     runtime: str
     lowers_quantized_graph: bool
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether its own runtime, rather than an evaluator of its operators, executes it on this host."""
+        return self.name != "coreml" or sys.platform == "darwin"
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What the exporter can produce."""
+        return tuple(p for p in PRECISIONS if p not in self.refuses)
+
+
+NO_PALETTES = "only Core ML has weights that are indices into a table"
 
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("onnx", ".onnx", PRECISIONS, "onnx", ("onnx", "onnxscript", "onnxruntime"), "ort", True),
+        Format(
+            "onnx",
+            ".onnx",
+            {"palettized_w6": NO_PALETTES, "palettized_w4": NO_PALETTES},
+            "onnx",
+            ("onnx", "onnxscript", "onnxruntime"),
+            "ort",
+            True,
+        ),
         Format(
             "litert",
             ".tflite",
-            PRECISIONS,
+            {"palettized_w6": NO_PALETTES, "palettized_w4": NO_PALETTES},
             "litert",
             ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
             "litert",
             False,
         ),
-        Format("coreml", ".mlpackage", PRECISIONS, "coreml", ("coremltools",), "coreml", True),
-        Format("executorch", ".pte", PRECISIONS, "executorch", ("executorch",), "executorch", True),
+        Format(
+            "coreml",
+            ".mlpackage",
+            {"static_wi8_ai16": "Core ML quantizes activations to 8 bits only"},
+            "coreml",
+            ("coremltools",),
+            "coreml",
+            True,
+        ),
+        Format(
+            "executorch",
+            ".pte",
+            {
+                "static_wi8_ai16": "XNNPACK quantizes activations to 8 bits only",
+                "palettized_w6": NO_PALETTES,
+                "palettized_w4": NO_PALETTES,
+            },
+            "executorch",
+            ("executorch",),
+            "executorch",
+            True,
+        ),
     )
 }
 
@@ -76,5 +130,7 @@ def require_precision(form: Format, precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    if precision not in form.precisions:
-        raise UsageError(f"{form.name} cannot do {precision}; it can do {', '.join(form.precisions)}")
+    if precision in form.refuses:
+        raise UsageError(
+            f"{form.name} cannot do {precision}: {form.refuses[precision]}; it can do {', '.join(form.precisions)}"
+        )

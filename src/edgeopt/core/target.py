@@ -13,10 +13,18 @@ from edgeopt.core.settings import Settings, read_yaml
 
 
 class Kernels(Settings):
-    """What the target's kernels like."""
+    """What the target's kernels like.
+
+    Attributes:
+        channel_multiple: channel counts that fill the kernels' tiles.
+        int8_activations: integer type of static int8 activations in ONNX.
+        reduce_range: weights of static int8 in ONNX use 7 of 8 bits: without VNNI, x86 adds two products of an unsigned
+            and a signed byte in 16 bits, which saturates.
+    """
 
     channel_multiple: Annotated[int, Field(gt=0)] = 8
     int8_activations: Literal["int8", "uint8"] = "int8"
+    reduce_range: bool = False
 
 
 class Target(Settings):

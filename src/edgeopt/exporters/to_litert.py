@@ -1,9 +1,9 @@
-"""LiteRT (TFLite) by litert-torch; int8 and fp16 by ai-edge-quantizer on that float model."""
+"""LiteRT (TFLite) by litert-torch; integers and fp16 by ai-edge-quantizer on that float model."""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ import litert_torch
 import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe, recipe_manager
+from ai_edge_quantizer import quantizer
+from torch.fx import GraphModule
 
 from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import scheme_of
+from edgeopt.exporters import litert_ranges, litert_recipe
+from edgeopt.exporters.kept_layers import kept_nodes, kept_weights
+from edgeopt.exporters.litert_fusion import kernels_of
+from edgeopt.exporters.litert_graph import LitertGraph
 from edgeopt.exporters.program import calibration_batches, example_inputs, load_program
 from edgeopt.worker import report
 
 TOOLS = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
-SIGNATURE = "serving_default"
-COMPUTE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL", "CONV_3D")
-
-Ranges = dict[str, dict[str, Any]]
+SAMPLES_TO_MATCH = 2
 
 
 class NamedSignature(torch.nn.Module):
@@ -63,53 +66,83 @@ def export(request: ExportRequest) -> Export:
     """
     out = Path(request.out)
     nhwc = request.layout == "NHWC"
+    scheme = scheme_of(request.precision)
+    program = load_program(request.program)
     with tempfile.TemporaryDirectory() as scratch:
-        float_file = out if request.precision == "fp32" else Path(scratch, "float.tflite")
-        _convert(request, float_file, nhwc)
-        if request.precision == "static_wi8_ai8":
-            assert request.calibration is not None
-            batches = _calibration(request, nhwc)
-            performer = quantizer.Quantizer(str(float_file), _static_recipe())
-            _write(performer, out, _true_ranges(performer, batches))
-        elif request.precision == "dynamic_wi8_afp32":
-            _write(quantizer.Quantizer(str(float_file), recipe.dynamic_wi8_afp32()), out, None)
-        elif request.precision == "fp16":
-            _write(quantizer.Quantizer(str(float_file), _float16_recipe()), out, None)
-    interpreter = Interpreter(model_content=out.read_bytes())
-    runner = interpreter.get_signature_runner()
+        float_file = Path(scratch, "float.tflite")
+        _convert(program, request, float_file, nhwc)
+        graph = LitertGraph(float_file.read_bytes())
+    graph.rename(_boundary_names(graph))
+    notes: list[str] = []
+    if request.precision == "fp32":
+        content = graph.to_bytes()
+    elif request.precision == "fp16":
+        content = _quantized(graph, litert_recipe.float16())
+        notes.append("weights are stored in float16; CPU kernels compute in float32")
+    elif scheme.kind == "static":
+        content = _static(graph, program, request, scheme.activation_bits, notes)
+    else:
+        module = program.module()
+        assert isinstance(module, GraphModule)
+        kept = litert_recipe.operators_with(graph, kept_weights(module, request.quantization.keep_float))
+        if scheme.kind == "dynamic":
+            content = _quantized(graph, litert_recipe.dynamic(graph, kept))
+        else:
+            block = request.quantization.block_size
+            content = _quantized(graph, litert_recipe.weight_only(graph, scheme.weight_bits, block, kept))
+            if scheme.weight_bits == 4:
+                notes.append(
+                    "linear layers with block-wise scales quantize their activations at each call, and their scales "
+                    "have bfloat16's precision: LiteRT has no other kernel for them"
+                )
+    out.write_bytes(content)
+    made = LitertGraph(content)
+    kernels = kernels_of(made)
+    runner = Interpreter(model_content=content).get_signature_runner()
+    quantized = scheme.kind != "float"
     return Export(
         inputs=_specs(runner.get_input_details(), request.inputs, nhwc),
         outputs=_specs(runner.get_output_details(), request.outputs, nhwc=False),
-        not_quantized=left_in_float(interpreter) if "wi8" in request.precision else (),
-        notes=("weights are stored in float16; CPU kernels compute in float32",) if request.precision == "fp16" else (),
+        not_quantized=kernels.in_float if quantized else (),
+        notes=tuple(notes),
+        integer_ops=kernels.integer_ops if quantized else None,
+        float_ops=kernels.float_ops if quantized else None,
     )
 
 
-def left_in_float(interpreter: Interpreter) -> tuple[str, ...]:
-    """Return compute layers whose weights stayed float, and the counts of other operators on float tensors."""
-    dtypes = {t["index"]: np.dtype(t["dtype"]) for t in interpreter.get_tensor_details()}
-    layers: list[str] = []
-    others: Counter[str] = Counter()
-    quantized_activations = any(
-        dtypes[op["outputs"][0]] == np.int8 for op in interpreter._get_ops_details() if len(op["outputs"])
-    )
-    for op in interpreter._get_ops_details():
-        name = op["op_name"]
-        if name in COMPUTE:
-            weight = op["inputs"][2] if name == "TRANSPOSE_CONV" else op["inputs"][1]
-            if dtypes.get(weight) == np.float32:
-                layers.append(f"{name} #{op['index']}: its weights are float")
-        elif (
-            quantized_activations
-            and name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE")
-            and any(dtypes.get(i) == np.float32 for i in op["outputs"])
-        ):
-            others[name] += 1
-    return (*layers, *(f"{count} × {name}: computed in float" for name, count in sorted(others.items())))
+def _static(
+    graph: LitertGraph,
+    program: torch.export.ExportedProgram,
+    request: ExportRequest,
+    activation_bits: int,
+    notes: list[str],
+) -> bytes:
+    """Return the model with the activations of the program's ranges in integers."""
+    assert request.calibration is not None and request.ranges is not None
+    module = program.module()
+    assert isinstance(module, GraphModule)
+    known = {n: (float(a), float(b)) for n, (a, b) in _activations(Path(request.ranges)).items()}
+    kept = kept_nodes(module, request.quantization.keep_float)
+    report("finding the tensors of the ranges")
+    placed = litert_ranges.place(graph, graph.to_bytes(), module, known, kept, _samples(request))
+    in_float = litert_ranges.operators_in_float(graph, placed, kept)
+    tables = litert_recipe.operators_with(graph, kept_weights(module, request.quantization.keep_float))
+    in_float = [op for op in in_float if op.kind != "EMBEDDING_LOOKUP"] + tables
+    if placed.estimated:
+        notes.append(f"{len(placed.estimated)} tensors between layers have the range of {SAMPLES_TO_MATCH} samples")
+    graph.rename(placed.names | _boundary_names(graph))
+    ranges = {
+        graph.name(i): {
+            "min": np.float32(low).reshape(_ones(graph, i)),
+            "max": np.float32(high).reshape(_ones(graph, i)),
+        }
+        for i, (low, high) in placed.ranges.items()
+    }
+    return _quantized(graph, litert_recipe.static(activation_bits, graph, in_float), ranges)
 
 
-def _convert(request: ExportRequest, out: Path, nhwc: bool) -> None:
-    module = NamedSignature(load_program(request.program).module(), request.inputs, request.outputs, nhwc)
+def _convert(program: torch.export.ExportedProgram, request: ExportRequest, out: Path, nhwc: bool) -> None:
+    module = NamedSignature(program.module(), request.inputs, request.outputs, nhwc)
     examples: dict[str, torch.Tensor] = {}
     for spec, tensor in zip(request.inputs, example_inputs(request.inputs), strict=True):
         if nhwc and spec.layout == "NCHW":
@@ -119,58 +152,42 @@ def _convert(request: ExportRequest, out: Path, nhwc: bool) -> None:
     litert_torch.convert(module, sample_kwargs=examples).export(str(out))
 
 
-def _calibration(request: ExportRequest, nhwc: bool) -> Iterator[dict[str, np.ndarray]]:
+def _activations(path: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))["activations"]
+    return found
+
+
+def _samples(request: ExportRequest) -> Iterator[tuple[tuple[torch.Tensor, ...], dict[str, np.ndarray]]]:
+    """Yield the first calibration samples as the program and as the model's signature take them."""
     assert request.calibration is not None
-    layouts = {s.name: s.layout for s in request.inputs}
-    for batch in calibration_batches(request.calibration, request.inputs):
-        yield {
-            name: np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if nhwc and layouts[name] == "NCHW" else array
-            for name, array in batch.items()
-        }
+    batches = calibration_batches(request.calibration, request.inputs)
+    for batch, _ in zip(batches, range(SAMPLES_TO_MATCH), strict=False):
+        fed = {}
+        for spec in request.inputs:
+            array = batch[spec.name]
+            if request.layout == "NHWC" and spec.layout == "NCHW":
+                array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+            fed[spec.name] = array.astype(np.int32) if array.dtype == np.int64 else array
+        yield tuple(torch.from_numpy(batch[s.name]) for s in request.inputs), fed
 
 
-def _true_ranges(performer: quantizer.Quantizer, batches: Iterator[dict[str, np.ndarray]]) -> Ranges:
-    """Return the smallest minimum and largest maximum of every tensor over all batches.
-
-    The quantizer's own calibration keeps a moving average, which clips: 3 dB worse on EfficientNet-Lite0.
-    """
-    merged: Ranges = {}
-    for count, batch in enumerate(batches, start=1):
-        inputs = {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in batch.items()}
-        ranges = performer.calibrate({SIGNATURE: [inputs]})
-        for name, found in ranges.items():
-            known = merged.setdefault(name, dict(found))
-            if "min" in found:
-                known["min"] = np.minimum(known["min"], found["min"])
-                known["max"] = np.maximum(known["max"], found["max"])
-        report(f"calibrated {count}")
-    return merged
+def _boundary_names(graph: LitertGraph) -> dict[int, str]:
+    """Return names for the graph's inputs and outputs: those of the signature."""
+    names: dict[int, str] = {}
+    for signature in graph.model.signatureDefs[:1]:
+        for entry in (*signature.outputs, *signature.inputs):
+            names[int(entry.tensorIndex)] = entry.name.decode()
+    return names
 
 
-def _static_recipe() -> Any:
-    """Return static int8 with float inputs and outputs, so that every format is fed the same arrays."""
-    manager = recipe_manager.RecipeManager()
-    manager.load_quantization_recipe(recipe.static_wi8_ai8())
-    for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        manager.add_quantization_config(".*", boundary, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE)
-    return manager.get_quantization_recipe()
+def _ones(graph: LitertGraph, index: int) -> tuple[int, ...]:
+    return (1,) * len(graph.tensors[index].shape)
 
 
-def _float16_recipe() -> Any:
-    manager = recipe_manager.RecipeManager()
-    manager.add_weight_only_config(
-        regex=".*",
-        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-        num_bits=16,
-        algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING,
-    )
-    return manager.get_quantization_recipe()
-
-
-def _write(performer: quantizer.Quantizer, out: Path, ranges: Ranges | None) -> None:
+def _quantized(graph: LitertGraph, recipe: Any, ranges: dict[str, Any] | None = None) -> bytes:
     report("quantizing")
-    result = performer.quantize(ranges) if ranges is not None else performer.quantize()
-    out.write_bytes(result.quantized_model)
+    performer = quantizer.Quantizer(graph.to_bytes(), recipe)
+    return bytes(performer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
 def _specs(details: dict[str, dict[str, Any]], sources: tuple[TensorSpec, ...], nhwc: bool) -> tuple[TensorSpec, ...]:

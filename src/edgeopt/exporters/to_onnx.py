@@ -1,23 +1,30 @@
-"""ONNX by `torch.onnx.export`; dynamic int8 and fp16 by ONNX Runtime's own tools."""
+"""ONNX by `torch.onnx.export`; integer weights and fused integer kernels by rewrites of that graph."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch.fx import GraphModule
 
 from edgeopt.core.artifact import Export, ExportRequest
 from edgeopt.core.model import TensorSpec
-from edgeopt.exporters import onnx_rewrites
+from edgeopt.core.quantization import Scheme, scheme_of
+from edgeopt.exporters import onnx_decoders, onnx_integer_weights, onnx_rewrites
+from edgeopt.exporters.kept_layers import kept_weights
+from edgeopt.exporters.onnx_fusion import kernels_of
 from edgeopt.exporters.program import load_program
 
 TOOLS = ("torch", "onnx", "onnxruntime")
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+OPSET = 20
+OPSET_WITH_INT16_AND_INT4 = 21
+SATURATES = (
+    "uint8 activations with int8 weights: x86 without VNNI saturates in 16-bit sums; a target with int8_activations: "
+    "int8 or reduce_range: true avoids it"
+)
 
 
 def export(request: ExportRequest) -> Export:
@@ -27,7 +34,9 @@ def export(request: ExportRequest) -> Export:
         Exception: whatever the exporter raises; the worker turns it into one line.
     """
     out = Path(request.out)
+    scheme = scheme_of(request.precision)
     program = load_program(request.program)
+    wide = scheme.activation_bits == 16 and scheme.kind == "static"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and onnxscript's own deprecations
         exported = torch.onnx.export(
@@ -37,16 +46,18 @@ def export(request: ExportRequest) -> Export:
             verbose=False,
             input_names=[s.name for s in request.inputs],
             output_names=[s.name for s in request.outputs],
+            opset_version=OPSET_WITH_INT16_AND_INT4 if wide or scheme.weight_bits == 4 else OPSET,
         )
     assert exported is not None
     model = exported.model_proto
     notes: list[str] = []
+    if scheme.kind == "static":
+        onnx_rewrites.pool_means(model)  # needs the ranks that the next rewrite drops
     onnx_rewrites.fold_pads(model)
-    if request.precision == "static_wi8_ai8":
-        onnx_rewrites.merge_repeated_quantization(model)
-        if request.int8_activations == "uint8":
-            onnx_rewrites.shift_activations_to_uint8(model)
-            notes.append("uint8 activations with int8 weights: x86 without VNNI can saturate in 16-bit sums")
+    if scheme.kind == "static":
+        _lower_static(model, request, scheme, notes)
+    elif scheme.kind in ("dynamic", "weight_only"):
+        _store_weights(model, program, request, scheme, notes)
     elif request.precision == "fp16":
         model = convert_float_to_float16(model, keep_io_types=True)
         del model.graph.value_info[:]  # the tool leaves float16 there for operators that it keeps in float32
@@ -54,51 +65,68 @@ def export(request: ExportRequest) -> Export:
     onnx_rewrites.strip_local_paths(model)
     model.producer_name = "edgeopt"
     onnx.save(model, out)
-    if request.precision == "dynamic_wi8_afp32":
-        _quantize_dynamically(out)
-        model = onnx.load(out)
-        stored = onnx_rewrites.store_convolution_weights_in_int8(model)
-        notes.append(f"{stored} convolutions store int8 weights and compute in float; matrix products compute in int8")
-        onnx_rewrites.strip_local_paths(model)
-        onnx.save(model, out)
     onnx.checker.check_model(str(out), full_check=True)
+    kernels = None if scheme.kind == "float" else kernels_of(out, weight_only=scheme.kind == "weight_only")
     return Export(
         inputs=tuple(_spec(value, request.inputs) for value in model.graph.input),
         outputs=tuple(_spec(value, request.outputs) for value in model.graph.output),
-        not_quantized=() if request.precision in ("fp32", "fp16") else left_in_float(model),
+        not_quantized=kernels.in_float if kernels else (),
         notes=tuple(notes),
+        integer_ops=kernels.integer_ops if kernels else None,
+        float_ops=kernels.float_ops if kernels else None,
     )
 
 
-def left_in_float(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the layers of a quantized model that still multiply floats, and the counts of other float operators."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    float_layers: list[str] = []
-    others: Counter[str] = Counter()
-    structural = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Reshape", "Transpose"}
-    for node in model.graph.node:
-        feeding = [producers[i].op_type for i in node.input if i in producers]
-        if node.op_type in COMPUTE:
-            if feeding.count("DequantizeLinear") < 2:
-                float_layers.append(f"{node.op_type} {node.name or node.output[0]}: its inputs are float")
-        elif node.op_type not in structural and not node.op_type.endswith("Integer"):
-            reads_dequantized = bool(feeding) and all(kind == "DequantizeLinear" for kind in feeding)
-            if not reads_dequantized and node.op_type not in ("Relu", "Clip", "Mul", "Cast", "Add"):
-                others[node.op_type] += 1
-    return (*float_layers, *(f"{count} × {kind}: computed in float" for kind, count in sorted(others.items())))
+def _lower_static(model: onnx.ModelProto, request: ExportRequest, scheme: Scheme, notes: list[str]) -> None:
+    """Rewrite the exported quantized graph so that ONNX Runtime's integer kernels fit it."""
+    onnx_decoders.gather_integers(model)
+    onnx_decoders.fold_decoders(model)
+    onnx_rewrites.merge_repeated_quantization(model)
+    onnx_rewrites.sort_nodes(model)
+    if scheme.activation_bits == 16:
+        notes.append("onnxruntime's CPU has no kernels for 16-bit activations: it computes in float; NPUs have them")
+        return
+    reduced = _reduces_range(request)
+    if reduced:
+        count = onnx_decoders.reduce_weight_range(model)
+        notes.append(f"{count} weights use 7 of 8 bits, so that x86 without VNNI does not saturate")
+    if request.int8_activations == "uint8":
+        onnx_rewrites.shift_activations_to_uint8(model)
+        if not reduced:
+            notes.append(SATURATES)
 
 
-def _quantize_dynamically(path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_dynamic(
-            path,
-            path,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+def _store_weights(
+    model: onnx.ModelProto,
+    program: torch.export.ExportedProgram,
+    request: ExportRequest,
+    scheme: Scheme,
+    notes: list[str],
+) -> None:
+    """Store weights in integers; activations stay in float, or are quantized at each call."""
+    module = program.module()
+    assert isinstance(module, GraphModule)
+    dynamic = scheme.kind == "dynamic"
+    reduced = dynamic and _reduces_range(request)
+    stored = onnx_integer_weights.store_weights(
+        model,
+        onnx_integer_weights.Plan(
+            mode="dynamic" if dynamic else "weight_only",
+            bits=scheme.weight_bits,
+            block_size=request.quantization.block_size,
+            largest=63 if reduced else 127,
+            kept=kept_weights(module, request.quantization.keep_float),
+        ),
+    )
+    if dynamic:
+        notes.append(f"{stored} weights are int8; matrix products compute in int8, convolutions in float")
+        notes.append("matrix products use 7 of 8 bits of their weights" if reduced else SATURATES)
+    else:
+        notes.append(f"{stored} weights are integers; onnxruntime may quantize the inputs of matrix products to 8 bits")
+
+
+def _reduces_range(request: ExportRequest) -> bool:
+    return bool(getattr(request, "reduce_range", False))
 
 
 def _spec(value: onnx.ValueInfoProto, sources: tuple[TensorSpec, ...]) -> TensorSpec:

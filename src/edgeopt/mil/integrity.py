@@ -1,8 +1,9 @@
 """What can be checked of a package before anything of it is executed.
 
-A `.mlpackage` carries no checksum of its own. `seal` writes the SHA-256 of every weight file into the model's metadata;
-where such a seal is present it must match. Without one the headers of the weight blobs are still checked: offset,
-marker, type and length of every blob against what the program declares.
+A `.mlpackage` carries no checksum of its own. `seal` writes the SHA-256 of the program and of each weight file into the
+model's metadata; where such a seal is present it must match. A tool that changes a sealed package keeps its metadata:
+the program is then another one, and the seal says nothing about its weights. Without a seal the headers of the weight
+blobs are still checked: offset, marker, type and length of every blob against what the program declares.
 
 Blob layout: a 64-byte file header (count, version), then for each blob, at the offset the program names, 64 bytes of
 metadata (marker 0xDEADBEEF, type, length, data offset, padding bits) and its data.
@@ -23,6 +24,7 @@ from google.protobuf.message import DecodeError
 from edgeopt.core.errors import ArtifactError
 
 SEAL_KEY = "edgeopt.sha256."
+PROGRAM_KEY = "edgeopt.program.sha256"
 _MARKER = 0xDEADBEEF
 _METADATA = struct.Struct("<IIQQQ")
 _HEADER_BYTES = 64
@@ -178,13 +180,20 @@ def _digest(file: Path) -> str:
     return total.hexdigest()
 
 
+def _program_digest(spec: Any) -> str:
+    return hashlib.sha256(spec.mlProgram.SerializeToString(deterministic=True)).hexdigest()
+
+
 def check_seal(path: Path, spec: Any, folder: Path | None) -> bool:
-    """Compare the weight files with the seal in the model's metadata; return whether there is one.
+    """Compare the weight files with the seal in the model's metadata; return whether there is one of this program.
 
     Raises:
         ArtifactError: a file's content is not what was sealed.
     """
-    sealed = {k.removeprefix(SEAL_KEY): v for k, v in spec.description.metadata.userDefined.items() if SEAL_KEY in k}
+    user = spec.description.metadata.userDefined
+    sealed = {key.removeprefix(SEAL_KEY): value for key, value in user.items() if key.startswith(SEAL_KEY)}
+    if PROGRAM_KEY in user and user[PROGRAM_KEY] != _program_digest(spec):
+        return False
     for name, digest in sealed.items():
         if folder is None:
             raise ArtifactError(f"{path} is sealed with a weight file {name}, but has no weights folder")
@@ -195,7 +204,7 @@ def check_seal(path: Path, spec: Any, folder: Path | None) -> bool:
 
 
 def seal(path: Path) -> None:
-    """Write the SHA-256 of every weight file of a package into its metadata, so that `load_package` checks them.
+    """Write the SHA-256 of a package's program and weight files into its metadata, so that `load_package` checks them.
 
     Raises:
         ArtifactError: the package is damaged.
@@ -206,6 +215,7 @@ def seal(path: Path) -> None:
     user = spec.description.metadata.userDefined
     for key in [key for key in user if key.startswith(SEAL_KEY)]:
         del user[key]
+    user[PROGRAM_KEY] = _program_digest(spec)
     for file in sorted(folder.rglob("*")) if folder else []:
         if file.is_file() and folder is not None:
             user[SEAL_KEY + file.relative_to(folder).as_posix()] = _digest(file)

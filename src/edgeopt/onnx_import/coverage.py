@@ -12,12 +12,17 @@ from edgeopt.onnx_import.ops import (
     Builder,
     activation,
     constant,
+    control,
     conv,
     elementwise,
+    grid_sample,
     index,
     linear,
+    nms,
     norm,
     pool,
+    quantized,
+    recurrent,
     reduce,
     resize,
     shape,
@@ -26,35 +31,31 @@ from edgeopt.onnx_import.ops import (
 BUILDERS: dict[str, Builder] = {
     **activation.OPS,
     **constant.OPS,
+    **control.OPS,
     **conv.OPS,
     **elementwise.OPS,
+    **grid_sample.OPS,
     **index.OPS,
     **linear.OPS,
+    **nms.OPS,
     **norm.OPS,
     **pool.OPS,
+    **quantized.OPS,
+    **recurrent.OPS,
     **reduce.OPS,
     **resize.OPS,
     **shape.OPS,
 }
 
-_RECURRENT = "recurrent layers cannot be imported yet; convert the source model directly"
-_CONTROL = "control flow cannot be imported; export with fixed shapes so that it unrolls or folds away"
-_QUANTIZED = "the model is already quantized; give the float model and let the quantize stage do it"
 _RANDOM = "random numbers cannot be imported; export the model in eval mode"
 _SEQUENCE = "sequences and optionals cannot be imported; export with plain tensors"
 _DYNAMIC = "the size of its result depends on the input's values; cut the model before it"
 _NOTES: dict[str, str] = {
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
-    **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
-    **dict.fromkeys(
-        ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
-         "ConvInteger", "MatMulInteger"), _QUANTIZED,
-    ),
     **dict.fromkeys(("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
                      "Multinomial"), _RANDOM),
     **dict.fromkeys(("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SplitToSequence", "ConcatFromSequence",
                      "Optional", "OptionalGetElement", "OptionalHasElement"), _SEQUENCE),
-    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique", "Compress"), _DYNAMIC),
+    **dict.fromkeys(("NonZero", "Unique", "Compress"), _DYNAMIC),
 }  # fmt: skip
 
 
@@ -78,22 +79,27 @@ class Coverage:
 
 
 class CoverageError(UnsupportedOpError):
-    """Operators without a builder; `table` lists every operator of the model."""
+    """Operators without a builder; `table` lists every operator of the model, `first` is told first."""
 
-    def __init__(self, table: tuple[Coverage, ...]) -> None:
-        missing = [row for row in table if not row.supported]
+    def __init__(self, table: tuple[Coverage, ...], *, first: str = "") -> None:
+        missing = sorted((row for row in table if not row.supported), key=lambda row: row.op != first)
         others = ", ".join(f"{row.op} ({row.count})" for row in missing[1:])
         advice = missing[0].advice + (f"; also not supported: {others}" if others else "")
         super().__init__(missing[0].op, missing[0].place, advice)
         self.table = table
 
 
+def key_of(node: onnx.NodeProto) -> str:
+    """Return an operator's name, with its domain unless that is the standard one."""
+    standard = node.domain in ("", "ai.onnx")
+    return node.op_type if standard else f"{node.domain}.{node.op_type}"
+
+
 def coverage(nodes: Iterable[onnx.NodeProto]) -> tuple[Coverage, ...]:
     """Return one row per operator, unsupported ones first."""
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
-        standard = node.domain in ("", "ai.onnx")
-        found.setdefault(node.op_type if standard else f"{node.domain}.{node.op_type}", []).append(node)
+        found.setdefault(key_of(node), []).append(node)
     rows = [
         Coverage(
             op=op,

@@ -22,6 +22,10 @@ from edgeopt.onnx_import.node import Node, Value
 from edgeopt.onnx_import.tensors import MAX_ELEMENTS
 
 MAX_FOLDED_ELEMENTS = 2**27
+RANGE = "range"
+"""Key in a node's `meta` under which the minimum and maximum of its value stand, where the file gives them."""
+INTEGERS = "integers"
+"""Key in the `meta` of a layer whose weights are integers, so that their scale follows it."""
 _SIZE_UNKNOWN = "the size of its result depends on the input's values; cut the model before it"
 _EMPTY = nn.Module()
 _FAILURES_OF_TORCH = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
@@ -39,6 +43,7 @@ class GraphBuilder:
         self.root = nn.Module()
         self.place = ""
         self.op = ""
+        self.notes: list[str] = []
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._initializers: dict[int, tuple[str, torch.Tensor]] = {}
         self._attributes: dict[int, tuple[fx.Node, torch.Tensor]] = {}
@@ -46,7 +51,7 @@ class GraphBuilder:
 
     def placeholder(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
         """Add a graph input."""
-        node = self.graph.placeholder(_identifier(name))
+        node = self.graph.placeholder(identifier(name))
         with self._fake:
             node.meta["val"] = torch.empty(shape, dtype=dtype)
         return node
@@ -91,8 +96,8 @@ class GraphBuilder:
         node.meta.update(val=result, onnx=self.place)
         return node
 
-    def module(self, name: str, module: nn.Module, *args: Value) -> Value:
-        """Apply a module, which joins the imported model under (something like) `name`.
+    def module(self, name: str, module: nn.Module, *args: Any) -> Value:
+        """Apply a module to values or tuples of them, which joins the imported model under (something like) `name`.
 
         Raises:
             SourceError: the operands do not fit it.
@@ -102,8 +107,13 @@ class GraphBuilder:
             return self._fold(module, args, {}, self._abstract(module, args, {}))
         return self._call_module(self.add_module(name, module), module, args)
 
+    def note(self, text: str) -> None:
+        """Remember what a user of the imported model must know; each text once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def shared_module(self, name: str, key: tuple[Any, ...], weights: tuple[torch.Tensor, ...],
-                      make: Callable[[], nn.Module], *args: Value) -> Value:  # fmt: skip
+                      make: Callable[[], nn.Module], *args: Any) -> Value:  # fmt: skip
         """Apply a module whose weights other nodes may use too: the same key and weights give the same module."""
         full_key = (*key, *(id(w) for w in weights))
         if full_key not in self._shared:
@@ -151,9 +161,9 @@ class GraphBuilder:
             parent.add_module(leaf, module)
         return path
 
-    def _call_module(self, path: str, module: nn.Module, args: tuple[Value, ...]) -> fx.Node:
+    def _call_module(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> fx.Node:
         result = self._abstract(module, *pytree.tree_map(self._operand_meta, (args, {})))
-        node = self.graph.call_module(path, tuple(self._operand(a) for a in args))
+        node = self.graph.call_module(path, pytree.tree_map(self._operand, args))
         node.meta.update(val=result, onnx=self.place)
         return node
 
@@ -209,7 +219,7 @@ class GraphBuilder:
             raise SourceError(f"{self.op} at {self.place} does not fit its operands: {_first_line(error)}") from error
 
     def _free_path(self, name: str) -> str:
-        path = ".".join(_identifier(p) for p in re.split(r"[./]", name) if p)[:160].rstrip(".") or "layer"
+        path = ".".join(identifier(p) for p in re.split(r"[./]", name) if p)[:160].rstrip(".") or "layer"
         if path[0].isdigit():  # torch.fx accepts it, ExecuTorch's emitter does not
             path = f"layer_{path}"
         if not self._fits(path):
@@ -232,7 +242,8 @@ class GraphBuilder:
         return not hasattr(parent, leaf)
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
+    """Return `text` as a name that Python takes."""
     return re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import fx
 
 from edgeopt.core.errors import SourceError, UnsupportedOpError
+from edgeopt.onnx_import.grid import Grid
 from edgeopt.onnx_import.tensors import to_torch
 
 Value: TypeAlias = torch.Tensor | fx.Node
@@ -18,16 +20,37 @@ Value: TypeAlias = torch.Tensor | fx.Node
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A value that the file holds as integers; the imported graph computes the real numbers they stand for.
+
+    Attributes:
+        real: the real numbers.
+        grid: of the integers; None where the file computes it at run time, so that they are not known.
+    """
+
+    real: Value
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
 class Node:
     """A node whose inputs are already imported; an omitted input is None.
 
-    `read` holds the names of all values that some node or the graph's output reads.
+    Attributes:
+        proto: as the file holds it.
+        inputs: a quantized one is the real value that its integers stand for.
+        opset: of the standard domain.
+        read: the names of all values that some node or a graph's output reads.
+        grids: of the inputs that are quantized, by index.
+        run: imports a subgraph of this node, given its inputs, and returns its outputs.
     """
 
     proto: onnx.NodeProto
     inputs: tuple[Value | None, ...]
     opset: int
     read: frozenset[str]
+    grids: Mapping[int, Grid | None] = field(default_factory=dict)
+    run: Callable[[onnx.GraphProto, Sequence[Value]], tuple[Value, ...]] | None = None
 
     @property
     def op(self) -> str:
@@ -104,6 +127,17 @@ class Node:
     def used(self, output: int) -> bool:
         """Whether anything reads output `output`."""
         return output < len(self.proto.output) and self.proto.output[output] in self.read
+
+    def subgraph(self, attribute: str, inputs: Sequence[Value]) -> tuple[Value, ...]:
+        """Import the graph in `attribute` at this place and return its outputs.
+
+        Raises:
+            SourceError: there is none, or it takes another number of inputs.
+        """
+        graph = self.attributes.get(attribute)
+        if not isinstance(graph, onnx.GraphProto) or self.run is None:
+            raise SourceError(f"{self.op} at {self.place} lacks its {attribute}; the file is damaged")
+        return self.run(graph, inputs)
 
     def unsupported(self, advice: str) -> UnsupportedOpError:
         """Return the error that this form of the operator cannot be imported."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from edgeopt.onnx_import.folding import constant_of, fold_bias, fold_scale
+
 _PRODUCTS = (torch.mul, torch.div)
 
 
@@ -30,9 +32,9 @@ def fuse_composites(root: nn.Module, graph: fx.Graph) -> None:
             if found is not None:
                 _replace(root, graph, node, *found)
             elif node.target is torch.mul:
-                _fold_scale(root, node)
+                fold_scale(root, node)
         elif node.target is torch.add:
-            _fold_linear_bias(root, node)
+            fold_bias(root, node)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is torch.add:
             norm = _layer_norm(root, node)
@@ -166,50 +168,10 @@ def _degree(node: fx.Node, x: fx.Node) -> float:
     return math.nan
 
 
-def _fold_linear_bias(root: nn.Module, node: fx.Node) -> None:
-    """Move `add(linear(x), b)` with a constant row into the layer, if nothing else uses either."""
-    for x, bias in (node.args[:2], node.args[1::-1]):
-        if not isinstance(x, fx.Node) or not isinstance(bias, fx.Node) or len(x.users) != 1 or node.kwargs:
-            continue
-        layer, row = _module(root, x, nn.Linear), _constant(root, bias)
-        if layer is None or row is None or layer.bias is not None or row.shape != (layer.out_features,):
-            continue
-        calls = sum(n.op == "call_module" and n.target == x.target for n in node.graph.nodes)
-        if calls != 1 or row.dtype != layer.weight.dtype:
-            continue
-        layer.bias = nn.Parameter(row.detach().clone())
-        node.replace_all_uses_with(x)
-        return
-
-
-def _fold_scale(root: nn.Module, node: fx.Node) -> None:
-    """Multiply a constant factor per channel into the layer before it, if nothing else uses either."""
-    for x, scale in (node.args[:2], node.args[1::-1]):
-        if not isinstance(x, fx.Node) or not isinstance(scale, fx.Node) or x.op != "call_module" or len(x.users) != 1:
-            continue
-        layer, factor = root.get_submodule(str(x.target)), _constant(root, scale)
-        if factor is None or not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            continue
-        rank = len(x.meta["val"].shape)
-        axis = rank - 1 if isinstance(layer, nn.Linear) else 1
-        expected = [layer.weight.shape[0] if i == axis else 1 for i in range(rank)]
-        aligned = [1] * (rank - factor.dim()) + list(factor.shape)
-        calls = sum(n.op == "call_module" and n.target == x.target for n in node.graph.nodes)
-        if aligned != expected or calls != 1 or factor.dtype != layer.weight.dtype:
-            continue
-        with torch.no_grad():
-            column = factor.reshape(-1)
-            layer.weight.mul_(column.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-            if layer.bias is not None:
-                layer.bias.mul_(column)
-        node.replace_all_uses_with(x)
-        return
-
-
 def _layer_norm(root: nn.Module, node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
     """Return the layer normalization over the last axis that ends in `node` (with its affine part), and its input."""
-    scaled, bias = _with_constant(root, node, torch.add)
-    normal, weight = _with_constant(root, scaled, torch.mul)
+    scaled, bias = _withconstant_of(root, node, torch.add)
+    normal, weight = _withconstant_of(root, scaled, torch.mul)
     core = _normalized(normal)
     if core is None or weight is None or bias is None:
         return None
@@ -261,25 +223,16 @@ def _is_mean(node: Any, x: fx.Node) -> bool:
     return node.args[1] in ([-1], [last]) and node.kwargs == {"keepdim": True}
 
 
-def _with_constant(
+def _withconstant_of(
     root: nn.Module, node: fx.Node | None, target: Callable[..., Any]
 ) -> tuple[fx.Node | None, torch.Tensor | None]:
     if node is None or node.target is not target or len(node.args) != 2:
         return None, None
     for x, other in (node.args, node.args[::-1]):
-        value = _constant(root, other)
+        value = constant_of(root, other)
         if value is not None and isinstance(x, fx.Node):
             return x, value
     return None, None
-
-
-def _constant(root: nn.Module, node: Any) -> torch.Tensor | None:
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value: Any = root
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value if isinstance(value, torch.Tensor) else None
 
 
 def _module(root: nn.Module, node: fx.Node, kind: type[nn.Module]) -> Any:

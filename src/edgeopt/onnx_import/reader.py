@@ -6,14 +6,15 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
+import onnx.numpy_helper
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from onnxslim.core import OptimizationSettings, optimize, shape_infer
 
 from edgeopt.core.errors import SourceError, UsageError, did_you_mean
-from edgeopt.onnx_import.coverage import CoverageError, coverage
 from edgeopt.onnx_import.expansion import ExpansionError, all_nodes, expanded_nodes
 from edgeopt.onnx_import.external import load_external_data
 from edgeopt.onnx_import.tensors import check_elements
@@ -53,7 +54,6 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         UsageError: there is no such file.
         UnsafeFileError: external data outside the model's folder.
         SourceError: not an ONNX model, damaged, or of an opset outside `OPSETS`.
-        UnsupportedOpError: it has loops.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
@@ -68,11 +68,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except ExpansionError as error:
         raise SourceError(f"{path} cannot be imported: {error}") from error
     bodies = [n for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in all_nodes(nodes)]
-    if any(n.op_type in _UNBOUNDED and n.domain in ("", "ai.onnx") for n in bodies):
-        raise CoverageError(coverage(bodies))  # before the checker, which runs a Loop of constants to its end
+    loops = any(n.op_type in _UNBOUNDED and n.domain in ("", "ai.onnx") for n in bodies)
     load_external_data(model, path.parent)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model, full_check=not loops)  # the full check runs a Loop of constants to its end
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
         raise SourceError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
     opset_of(model, path)
@@ -108,6 +107,25 @@ def inline_functions(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(model)
     except (RuntimeError, ValueError) as error:
         raise SourceError(f"{path}: its functions cannot be inlined: {_first_line(error)}") from error
+
+
+def fix_values(model: onnx.ModelProto, path: Path, values: Mapping[str, np.ndarray] | None) -> None:
+    """Turn inputs into constants, in place.
+
+    Raises:
+        UsageError: there is no such input, or it is of another type.
+    """
+    inputs = {i.name: i for i in model.graph.input}
+    for name, value in (values or {}).items():
+        if name not in inputs:
+            raise UsageError(f"{path} has no input {name!r}{did_you_mean(name, list(inputs))}")
+        tensor = onnx.numpy_helper.from_array(np.asarray(value), name)
+        declared = inputs[name].type.tensor_type.elem_type
+        if tensor.data_type != declared:
+            wanted = TensorProto.DataType.Name(declared)
+            raise UsageError(f"{path}: input {name!r} is of type {wanted}, the value given for it of {value.dtype}")
+        model.graph.initializer.append(tensor)
+        model.graph.input.remove(inputs[name])
 
 
 def fix_shapes(
@@ -150,8 +168,11 @@ def fix_shapes(
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold constants and redundant operators with onnxslim; return `model` itself where it cannot.
 
+    A model with branches or loops is left as it is: the graph builder folds what its constants settle.
     Equal weights are not tied: layers that merely start out equal must stay apart.
     """
+    if any(a.HasField("g") for n in model.graph.node for a in n.attribute):
+        return model  # onnxslim looks into subgraphs in part only
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     _spell_out_constants(slim.graph)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 Document = dict[str, Any]
+SLOWER = 1.05
 
 
 def size(count: float) -> str:
@@ -28,7 +29,7 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("format", "precision"):
         table.add_column(column, no_wrap=True)
-    for column in ("size", "SNR dB", "agree", "top-1", "s"):
+    for column in ("size", "SNR dB", "agree", "top-1", "int ops", "time", "s"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("parity")
     for artifact in document["artifacts"]:
@@ -40,6 +41,8 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
             _decibel(parity["snr_db"]),
             _share(parity["agreement"]),
             _share(parity["top1"]),
+            _integers(artifact),
+            f"{artifact['speed']['ratio']:.2f}" if artifact["speed"] else "",
             f"{artifact['seconds']:.1f}",
             Text("passed", "green") if parity["passed"] else Text(parity["reason"], "red"),
         )
@@ -48,6 +51,13 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     if first and first["reference_top1"] is not None:
         console.print(f"top-1 of the original: {_share(first['reference_top1'])}", highlight=False)
     for artifact in document["artifacts"]:
+        if artifact["speed"] and artifact["speed"]["ratio"] > SLOWER:
+            told = f"{artifact['format']} {artifact['precision']} is SLOWER than float on this host"
+            console.print(Text(f"{told}: {artifact['speed']['ratio']:.2f} of its time", "bold red"), soft_wrap=True)
+        kept = (artifact["quantization"] or {}).get("keep_float")
+        if kept:
+            told = f"{artifact['format']} {artifact['precision']}: kept in float: {', '.join(kept)}"
+            console.print(told, highlight=False, soft_wrap=True)
         if artifact["not_quantized"]:
             count = len(artifact["not_quantized"])
             console.print(
@@ -61,6 +71,12 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
         told = f"{failure['format']} {failure['precision']} failed: {failure['reason']}{log}"
         console.print(Text(told, "red"), soft_wrap=True)
     console.print(f"bundle: {out}", highlight=False, soft_wrap=True)
+
+
+def _integers(artifact: Document) -> str:
+    if artifact["integer_ops"] is None:
+        return ""
+    return f"{artifact['integer_ops']}/{artifact['integer_ops'] + artifact['float_ops']}"
 
 
 def show_parity(document: Document, console: Console) -> None:

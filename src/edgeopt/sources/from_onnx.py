@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeopt.core.errors import UsageError
 from edgeopt.onnx_import import import_onnx
 from edgeopt.onnx_import.reader import read_onnx
 from edgeopt.sources.request import Loaded, SourceRequest
@@ -20,16 +19,22 @@ def load(request: SourceRequest) -> Loaded:
         UnsupportedOpError: an operator that the import does not know.
     """
     path = Path(request.location)
-    imported = import_onnx(path, _named_shapes(path, request.shapes))
-    return Loaded(imported.module, imported.inputs, imported.output_names)
+    imported = import_onnx(path, _shapes(path, request))
+    return Loaded(
+        imported.module,
+        imported.inputs,
+        imported.output_names,
+        notes=imported.notes,
+        shaped=True,
+        ranges=imported.ranges,
+    )
 
 
-def _named_shapes(path: Path, shapes: tuple[tuple[int, ...], ...]) -> dict[str, tuple[int, ...]] | None:
-    if not shapes:
+def _shapes(path: Path, request: SourceRequest) -> dict[str, tuple[int, ...]] | None:
+    if not request.shapes and not request.named_shapes:
         return None
     model = read_onnx(path)
     constants = {i.name for i in model.graph.initializer}
-    names = [i.name for i in model.graph.input if i.name not in constants]
-    if len(names) != len(shapes):
-        raise UsageError(f"{path}: has {len(names)} inputs, --input-shape gives {len(shapes)}")
-    return dict(zip(names, shapes, strict=True))
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    loose = [i.name for i in inputs if any(d.dim_value <= 0 for d in i.type.tensor_type.shape.dim)]
+    return request.shapes_by_name([i.name for i in inputs], loose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from edgeopt.core.model import TensorSpec
 
 SUFFIXES = {
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".keras": "keras",
     ".onnx": "onnx",
     ".pt": "weights",
     ".pt2": "program",
@@ -37,7 +41,8 @@ class SourceRequest:
         spoken: what the user wrote.
         arch: `file.py:factory` that builds the module for a file of weights.
         trust: may run code that comes with a file.
-        shapes: input shapes asked for, by position.
+        shapes: input shapes asked for, by position: of all inputs, or of those alone whose dimensions are open.
+        named_shapes: the same by name.
     """
 
     kind: str
@@ -49,13 +54,42 @@ class SourceRequest:
     arch: str | None = None
     trust: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
+    named_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def shapes_by_name(self, inputs: Sequence[str], open_inputs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Tell which input each of the shapes asked for is meant for.
+
+        Args:
+            inputs: names of all inputs.
+            open_inputs: of those that have dimensions without a size.
+
+        Raises:
+            UsageError: an unknown name, or as many shapes as fit neither all inputs nor the open ones.
+        """
+        found = dict(self.named_shapes)
+        for name in found:
+            if name not in inputs:
+                raise UsageError(f"{self.spoken} has no input {name!r}{did_you_mean(name, inputs)}")
+        if not self.shapes:
+            return found
+        targets = inputs if len(self.shapes) == len(inputs) else open_inputs
+        if len(self.shapes) != len(targets):
+            few = f", {len(open_inputs)} of them with open dimensions" if len(open_inputs) < len(inputs) else ""
+            raise UsageError(f"{self.spoken} has {len(inputs)} inputs{few}; --input-shape gives {len(self.shapes)}")
+        return {**dict(zip(targets, self.shapes, strict=True)), **found}
 
 
 @dataclass(frozen=True)
 class Loaded:
     """What a source plugin returns: a module in eval mode with its inputs.
 
-    `inputs` is empty where the file does not tell; the card or the user must then.
+    Attributes:
+        module, inputs, outputs: `inputs` is empty where the file does not tell; the card or the user must then.
+        card_options: what the file tells of the model's card.
+        notes: for the manifest.
+        shaped: `inputs` have the shapes asked for already.
+        ranges: minimum and maximum of values, where a quantized file gives them, by the path of the module that
+            computes a value, else by the name of the input or of the torch.fx node.
     """
 
     module: torch.nn.Module
@@ -63,6 +97,8 @@ class Loaded:
     outputs: tuple[str, ...] = ()
     card_options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shaped: bool = False
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def understand(
@@ -117,12 +153,16 @@ def _classify(source: str, folder: Path) -> tuple[str, str]:
             raise UsageError(f"{source}: unknown source prefix {prefix!r}{did_you_mean(prefix, known)}")
         return prefix, rest
     path = folder / source
+    if path.name == "saved_model.pb":
+        path = path.parent
+    if (path / "saved_model.pb").is_file():
+        return "keras", str(path.resolve())
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         _existing(path)
         raise UsageError(
             f"{source}: not a model that edgeopt reads; known: *.yaml cards, file.py:factory, timm:NAME, "
-            f"{', '.join(sorted(SUFFIXES))}"
+            f"SavedModel folders, {', '.join(sorted(SUFFIXES))}"
         )
     return kind, str(_existing(path))
 

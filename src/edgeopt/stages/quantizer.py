@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.fake_quantize import FakeQuantize
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -15,148 +15,158 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-aten = torch.ops.aten
+from edgeopt.core.quantization import Estimator, QuantizationOptions, Scheme, scheme_of
+from edgeopt.stages.observers import PerChannelWeightObserver, RangeObserver
+from edgeopt.stages.units import MOVERS, Unit, domain_of, is_float, units_of, wanting_integers
 
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv1d.padding)
-TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
-LINEAR = (aten.linear.default,)
-CLAMPS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
-SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor)
-SAME_SCALE = (
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.mean.dim,
-    aten.pad.default,
-    aten.constant_pad_nd.default,
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.dropout.default,
-)
+__all__ = ["EdgeQuantizer", "Unit", "units_of"]
 
-ACTIVATION = QuantizationSpec(
-    dtype=torch.int8,
-    observer_or_fake_quant_ctr=HistogramObserver.with_args(eps=2**-12),
-    quant_min=-128,
-    quant_max=127,
-    qscheme=torch.per_tensor_affine,
-)
+STATIC_INT8 = scheme_of("static_wi8_ai8")
+DEFAULT_ESTIMATOR = QuantizationOptions().estimator
+ANNOTATION = "quantization_annotation"
 
 
-def _weight(channel_axis: int) -> QuantizationSpec:
-    return QuantizationSpec(
-        dtype=torch.int8,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-12),
-        quant_min=-127,
-        quant_max=127,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=channel_axis,
-    )
+class PerChannelFakeQuantize(FakeQuantize):
+    """A weight's fake quantizer; torchao hands a channel axis only to classes of such a name."""
 
 
 class EdgeQuantizer(Quantizer):
-    """Static int8: per-channel symmetric weights in [-127, 127], per-tensor affine int8 activations.
+    """Static int8 or int16 activations, int8 weights: per channel, symmetric, in [-127, 127].
 
-    A convolution or linear layer and the clamp (ReLU, ReLU6) after it are one unit, observed once, after the clamp:
-    an observation between them spends the int8 range on values that the clamp throws away. Pooling, padding and
-    reshaping keep their input's scale. Softmax, normalisation and every operator not named here stay in float.
+    A convolution, linear layer, sum or product and the clamp (ReLU, ReLU6) after it are one unit, observed once, behind
+    the clamp: an observation between them spends the integers on values that the clamp throws away. What saturates
+    (hard-swish, sigmoid, GELU) is its own unit, as integer kernels have it, and the range observed before it ends where
+    it saturates. Matrix products of two activations read and write integers. Sums, products, pooling and concatenations
+    are quantized where integers go in and a later layer reads integers again; what moves values keeps their scale.
+    Embedding tables are int8 per row. Softmax, normalisation, mask arithmetic and every operator that no unit has stay
+    in float; masks are in no observed range.
+
+    Args:
+        scheme: 8 bits per activation: affine in [-128, 127]; 16 bits: symmetric in [-32767, 32767].
+        estimator: of activation ranges.
+        keep_float: names of units that stay in float with all that belongs to them.
+        matmuls: whether products of two activations (attention) are quantized.
+        training: put fake quantizers in place of observers, for `prepare_qat_pt2e`.
 
     Before: `conv → hardtanh → max_pool → add` in float.
     After: `[conv hardtanh] → q → max_pool (same scale) → add → q`.
     """
 
+    def __init__(
+        self,
+        scheme: Scheme = STATIC_INT8,
+        *,
+        estimator: Estimator = DEFAULT_ESTIMATOR,
+        keep_float: Collection[str] = (),
+        matmuls: bool = True,
+        training: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.estimator = estimator
+        self.keep_float = frozenset(keep_float)
+        self.matmuls = matmuls
+        self.training = training
+
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every node that will be quantized; called by `prepare_pt2e`."""
+        units = {u.first: u for u in units_of(model) if not self._stays_float(u)}
+        wanted = wanting_integers(model, units)
         for node in model.graph.nodes:
-            if node.op != "call_function" or _done(node):
-                continue
-            if node.target in CONVOLUTIONS:
-                self._layer(node, channel_axis=0)
-            elif node.target in TRANSPOSED:
-                self._layer(node, channel_axis=1)
-            elif node.target in LINEAR:
-                self._layer(node, channel_axis=0)
-            elif node.target in SUMS:
-                self._elementwise(node)
-            elif node.target is aten.cat.default:
-                self._concatenation(node)
-            elif node.target in SAME_SCALE:
-                self._same_scale(node)
+            unit = units.get(node)
+            if unit is not None:
+                self._annotate_unit(unit, wanted)
+            elif node.op == "call_function" and node.target in MOVERS and node.name not in self.keep_float:
+                _keep_scale(node)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: annotations are made for every graph."""
 
-    def _layer(self, node: Node, channel_axis: int) -> None:
-        if channel_axis == 1 and len(node.args) > 6 and node.args[6] != 1:
-            return  # grouped transposed convolution: its weight's output channels are split over two axes
-        source, weight = node.args[0], node.args[1]
-        if not isinstance(source, Node) or not isinstance(weight, Node) or weight.op != "get_attr":
-            return
-        unit_end = _only_user(node, CLAMPS)
-        inputs: dict[Node, Any] = {source: ACTIVATION, weight: _weight(channel_axis)}
-        if unit_end is None:
-            _annotate(node, inputs, ACTIVATION)
+    def activation(self, bounds: tuple[float, float] = (-float("inf"), float("inf"))) -> QuantizationSpec:
+        """Return how an activation is observed; nothing tells values outside `bounds` apart."""
+        if self.scheme.activation_bits == 16:
+            kind = {
+                "dtype": torch.int16,
+                "quant_min": -32767,
+                "quant_max": 32767,
+                "qscheme": torch.per_tensor_symmetric,
+            }
         else:
-            _annotate(node, inputs, None)
-            _annotate(unit_end, {}, ACTIVATION)
+            kind = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine}
+        options = {"estimator": self.estimator, "lower": bounds[0], "upper": bounds[1]}
+        if self.training:
+            return QuantizationSpec(
+                observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=RangeObserver, **options), **kind
+            )
+        return QuantizationSpec(observer_or_fake_quant_ctr=RangeObserver.with_args(**options), **kind)
 
-    def _elementwise(self, node: Node) -> None:
-        operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        if len(operands) != 2 or any(a.op == "get_attr" or not _is_float(a) for a in operands):
+    def weight(self, channel_axis: int) -> QuantizationSpec:
+        """Return how a layer's weight is quantized."""
+        observer = PerChannelWeightObserver
+        return QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=PerChannelFakeQuantize.with_args(observer=observer)
+            if self.training
+            else observer.with_args(),
+            quant_min=-127,
+            quant_max=127,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=channel_axis,
+        )
+
+    def _stays_float(self, unit: Unit) -> bool:
+        return unit.is_named_in(self.keep_float) or (unit.kind == "matmul" and not self.matmuls)
+
+    def _annotate_unit(self, unit: Unit, wanted: set[Node]) -> None:
+        node = unit.first
+        if unit.kind == "embedding":
+            weight = node.args[0]
+            assert isinstance(weight, Node) and unit.channel_axis is not None
+            _annotate(node, {weight: self.weight(unit.channel_axis)}, None)
             return
-        unit_end = _only_user(node, CLAMPS)
-        inputs: dict[Node, Any] = dict.fromkeys(operands, ACTIVATION)
-        if unit_end is None:
-            _annotate(node, inputs, ACTIVATION)
-        else:
-            _annotate(node, inputs, None)
-            _annotate(unit_end, {}, ACTIVATION)
-
-    def _concatenation(self, node: Node) -> None:
-        parts = node.args[0]
-        if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Node) and _is_float(p) for p in parts):
+        inputs: dict[Node, Any] = {}
+        if unit.is_layer or unit.kind == "matmul":
+            inputs = {operand: self.activation() for operand in unit.operands}
+        elif node not in wanted or not any(_is_integer(o) for o in unit.operands):
             return
-        first = parts[0]
-        assert isinstance(first, Node)
-        shared = SharedQuantizationSpec((first, node))
-        inputs: dict[Node, Any] = {p: shared for p in parts if isinstance(p, Node)}
-        inputs[first] = ACTIVATION
-        _annotate(node, inputs, shared)
-
-    def _same_scale(self, node: Node) -> None:
-        source = node.args[0]
-        if not isinstance(source, Node) or not _is_float(source) or source.op == "get_attr":
+        elif unit.kind == "concatenation":
+            self._concatenation(unit)
             return
-        annotation = source.meta.get("quantization_annotation")
-        if annotation is None or annotation.output_qspec is None:
-            return  # its input stays in float, so it does too
-        shared = SharedQuantizationSpec(source)
-        _annotate(node, {source: shared}, shared)
+        elif unit.kind in ("sum", "product"):
+            inputs = {operand: self.activation() for operand in unit.operands}
+        if unit.is_layer:
+            weight = node.args[1]
+            assert isinstance(weight, Node) and unit.channel_axis is not None
+            inputs[weight] = self.weight(unit.channel_axis)
+        has_mask = node.target is torch.ops.aten.baddbmm.default
+        output = None if has_mask else self.activation(domain_of(unit.last))
+        _annotate(node, inputs, output if unit.last is node else None)
+        if unit.last is not node:
+            _annotate(unit.last, {}, output)
+
+    def _concatenation(self, unit: Unit) -> None:
+        first = unit.operands[0]
+        shared = SharedQuantizationSpec((first, unit.first))
+        inputs: dict[Node, Any] = dict.fromkeys(unit.operands, shared)
+        inputs[first] = self.activation()
+        _annotate(unit.first, inputs, shared)
 
 
-def _done(node: Node) -> bool:
-    return "quantization_annotation" in node.meta
+def _keep_scale(node: Node) -> None:
+    source = node.args[0]
+    while isinstance(source, Node) and not isinstance(source.meta.get("val"), torch.Tensor):
+        source = source.args[0]  # the tensor that a chunk or split took apart
+    if not isinstance(source, Node) or not is_float(node) or not _is_integer(source):
+        return  # its input stays in float, so it does too
+    shared = SharedQuantizationSpec(source)
+    _annotate(node, {source: shared} if source is node.args[0] else {}, shared)
+
+
+def _is_integer(node: Node) -> bool:
+    annotation = node.meta.get(ANNOTATION)
+    return annotation is not None and annotation.output_qspec is not None
 
 
 def _annotate(node: Node, inputs: dict[Node, Any], output: Any) -> None:
-    node.meta["quantization_annotation"] = QuantizationAnnotation(
-        input_qspec_map=inputs, output_qspec=output, _annotated=True
-    )
-
-
-def _only_user(node: Node, targets: tuple[Callable[..., Any], ...]) -> Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in targets else None
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=inputs, output_qspec=output, _annotated=True)

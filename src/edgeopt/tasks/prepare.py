@@ -35,6 +35,7 @@ def prepare(
     data: str | None,
     samples: int,
     calibration_samples: int,
+    must_calibrate: bool,
     folder: str,
 ) -> dict[str, Any]:
     """Write `program.pt2`, `inputs/`, `calibration/` under `folder`; returns what they are.
@@ -45,6 +46,7 @@ def prepare(
         data: a data source; the card's own where None; seeded noise where there is neither.
         samples: to verify on.
         calibration_samples: to calibrate on; 0 where nothing is calibrated.
+        must_calibrate: whether to refuse where there is no data.
         folder: to write to.
     """
     torch.manual_seed(0)
@@ -55,7 +57,7 @@ def prepare(
     program, outputs = export_program(model)
     out = Path(folder)
     torch.export.save(program, out / "program.pt2")
-    evaluation, calibration, origin = choose(model, data, request.folder, samples, calibration_samples)
+    evaluation, calibration, origin = choose(model, data, request.folder, samples, calibration_samples, must_calibrate)
     labels = store_inputs(evaluation, model.inputs, out / "inputs")
     if calibration is not None:
         store_inputs(calibration, model.inputs, out / "calibration")

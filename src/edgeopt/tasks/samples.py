@@ -26,7 +26,7 @@ class Choice:
 
 
 def choose(
-    model: Model, data: str | None, base: Path, samples: int, calibration_samples: int
+    model: Model, data: str | None, base: Path, samples: int, calibration_samples: int, must_calibrate: bool = False
 ) -> tuple[Choice, Choice | None, dict[str, Any]]:
     """Return what to verify on, what to calibrate on, and a record of where both came from.
 
@@ -34,12 +34,12 @@ def choose(
     verification those after them; only a source too small for both is used twice, which the record says.
 
     Raises:
-        UsageError: calibration without data.
+        UsageError: no data, where calibration is a must.
     """
     evaluation_name = data or model.card.data.eval
     calibration_name = data or model.card.data.calibration or model.card.data.eval
     if evaluation_name is None:
-        if calibration_samples:
+        if must_calibrate:
             raise UsageError("static int8 is calibrated on real inputs: give --data FILE, or data in the model's card")
         noise = Choice(range(samples), lambda i: _noise(model.inputs, i))
         return noise, None, {"inputs": "random", "verified": samples, "calibrated": 0, "source": None}

@@ -117,19 +117,27 @@ def _resample(g: GraphBuilder, node: Node, x: Value, rule: Rule, axes: list[Axis
     native = _interpolate(g, x, rule, axes)
     if native is not None:
         return native
+    stored, rank = g.dtype(x), g.rank(x)
+    outside = torch.zeros((1,) * rank, dtype=torch.bool)
+    if rule.mode != "nearest" and not stored.is_floating_point:
+        x = g.call(torch.Tensor.to, x, torch.float32)
     for axis in axes:
         coordinates = _coordinates(rule, axis)
+        if rule.coordinates == "tf_crop_and_resize":
+            beyond = (coordinates < 0) | (coordinates > axis.size - 1)
+            outside = outside | beyond.reshape([-1 if i == axis.index else 1 for i in range(rank)])
         if rule.mode == "nearest":
-            if rule.coordinates == "tf_crop_and_resize" and bool(_outside(coordinates, axis).any()):
-                raise node.unsupported("its roi reaches outside the image")
             x = g.call(torch.index_select, x, axis.index, _nearest_index(rule, axis, coordinates))
         else:
             matrix = _matrix(rule, axis, coordinates)
-            if rule.coordinates == "tf_crop_and_resize" and bool(_outside(coordinates, axis).any()):
-                raise node.unsupported("its roi reaches outside the image")
             moved = g.call(torch.movedim, x, axis.index, -1)
             product = g.call(torch.matmul, moved, matrix.t().contiguous().to(g.dtype(x)))
             x = g.call(torch.movedim, product, -1, axis.index)
+    if bool(outside.any()):
+        x = g.call(torch.where, outside, torch.tensor(rule.extrapolation, dtype=g.dtype(x)), x)
+    if g.dtype(x) != stored:
+        limits = torch.iinfo(stored)
+        x = g.call(torch.Tensor.to, g.call(torch.clamp, x, min=limits.min, max=limits.max), stored)
     return x
 
 
@@ -196,10 +204,6 @@ def _coordinates(rule: Rule, axis: Axis) -> torch.Tensor:
     if kind == "half_pixel":
         return (out + 0.5) / scale - 0.5
     raise SourceError(f"Resize has coordinate_transformation_mode {kind!r}, which does not exist; the file is damaged")
-
-
-def _outside(coordinates: torch.Tensor, axis: Axis) -> torch.Tensor:
-    return (coordinates < 0) | (coordinates > axis.size - 1)
 
 
 def _nearest_index(rule: Rule, axis: Axis, coordinates: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,21 @@
+"""Train the ResNet-20 on CIFAR-10 and write weights.safetensors.
+
+python models/cifar10-resnet20/train.py --data ../shared/data --checkpoint /tmp/resnet20.pt
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from build import build
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+
+from cifar10_training import Recipe, run  # noqa: E402 - it lies one folder up
+
+RECIPE = Recipe(epochs=40, optimizer="sgd", rate=0.2, weight_decay=5e-4)
+
+if __name__ == "__main__":
+    run(build, RECIPE, HERE, __doc__)

@@ -1,0 +1,125 @@
+"""torchao observers around the project's range estimators: what `prepare_pt2e` puts into a graph."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from edgeopt.core.quantization import Estimator
+from edgeopt.stages.histogram import Histogram
+from edgeopt.stages.ranges import estimate
+
+SMALLEST_SCALE = 2.0**-24
+
+
+class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no types
+    """Observes one activation and gives its scale and zero point.
+
+    Memory is bounded by that of `Histogram`, 64 KiB, however many samples are seen.
+
+    Args:
+        dtype, qscheme, quant_min, quant_max: of the integers; symmetric schemes have the zero point 0.
+        estimator: of the range.
+        lower, upper: values outside make no difference to what reads this tensor, so the range stays inside.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        qscheme: torch.qscheme,
+        quant_min: int,
+        quant_max: int,
+        estimator: Estimator = "mse",
+        lower: float = -math.inf,
+        upper: float = math.inf,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.qscheme = qscheme
+        self.quant_min = quant_min
+        self.quant_max = quant_max
+        self.estimator = estimator
+        self.lower = lower
+        self.upper = upper
+        self.histogram = Histogram()
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero point is fixed."""
+        return bool(self.qscheme == torch.per_tensor_symmetric)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take in the values and pass them on."""
+        self.histogram.update(x, self.lower, self.upper)
+        return x
+
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and zero point, each of shape (1,); 1 and 0 where nothing but zeros was seen."""
+        low, high = estimate(self.histogram, self.estimator, self.quant_max - self.quant_min + 1, self.symmetric)
+        if low == high:
+            scale, zero_point = 1.0, 0
+        elif self.symmetric:
+            scale, zero_point = max(high / self.quant_max, SMALLEST_SCALE), 0
+        else:
+            scale = max((high - low) / (self.quant_max - self.quant_min), SMALLEST_SCALE)
+            zero_point = min(max(self.quant_min - round(low / scale), self.quant_min), self.quant_max)
+        return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
+
+    def covered(self) -> tuple[float, float]:
+        """Return the numbers that the smallest and the largest integer stand for."""
+        scale, zero_point = (float(v) for v in self.calculate_qparams())
+        low = -self.quant_max if self.symmetric else self.quant_min
+        return (low - zero_point) * scale, (self.quant_max - zero_point) * scale
+
+
+class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no types
+    """Scales of a constant weight, one per channel: the channel's largest magnitude is the largest integer.
+
+    A weight that lies on its grid already, with every channel's largest magnitude at 127, keeps its integers.
+    The weight is looked at once; calibration does not repeat it.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        qscheme: torch.qscheme,
+        quant_min: int,
+        quant_max: int,
+        ch_axis: int = 0,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.qscheme = qscheme
+        self.quant_min = quant_min
+        self.quant_max = quant_max
+        self.ch_axis = ch_axis
+        self.scale: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take in the weight and pass it on."""
+        if self.scale is None:
+            self.scale = self._scales(x.detach())
+        return x
+
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scales and zero points (all 0), each of shape (channels,)."""
+        assert self.scale is not None, "calibration never ran"
+        return self.scale, torch.zeros_like(self.scale, dtype=torch.int64)
+
+    def _scales(self, weight: torch.Tensor) -> torch.Tensor:
+        largest = weight.transpose(0, self.ch_axis).flatten(1).abs().amax(1).float()
+        scale = largest / self.quant_max
+        # A channel of zeros takes any scale; one as its neighbours' keeps the bias, whose scale follows, representable.
+        usual = scale[scale > 0].median() if bool((scale > 0).any()) else torch.tensor(1.0)
+        return torch.where(largest > 0, scale, usual).clamp_min(float(usual) * 2**-20)
+
+
+class WeightObserver(PerChannelWeightObserver):
+    """One scale for a whole constant weight."""
+
+    def _scales(self, weight: torch.Tensor) -> torch.Tensor:
+        largest = weight.abs().max().float()
+        return torch.where(largest > 0, largest / self.quant_max, torch.tensor(1.0)).reshape(1)

@@ -1,0 +1,182 @@
+"""Weights rounded one column after another, each column's error made good by the columns still to come.
+
+E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh: "GPTQ: Accurate Post-Training Quantization for Generative
+Pre-trained Transformers", ICLR 2023. With `float_columns` the target is the output of the float network on its own
+inputs rather than that of the float weights on the quantized inputs: Y. Li et al.: "GPTAQ: Efficient Finetuning-Free
+Quantization for Asymmetric Calibration", ICML 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from edgeopt.core.quantization import QuantizationOptions, Scheme
+from edgeopt.stages.layers import Layer
+from edgeopt.stages.unfold import Columns, rows_of, weight_of_rows
+from edgeopt.stages.walk import Arrival
+
+MAX_COLUMNS = 20_000
+LAZY_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that weights are rounded to: symmetric, one scale per output channel or per block of inputs.
+
+    Attributes:
+        bits: of an integer; the grid is `scale * [-(2**(bits-1) - 1), ..., 2**(bits-1) - 1]`.
+        block: inputs that share a scale; None for one scale per output channel.
+    """
+
+    bits: int
+    block: int | None = None
+
+    @property
+    def largest(self) -> int:
+        """The integer at the grid's end."""
+        return int(2 ** (self.bits - 1) - 1)
+
+
+def grid_of(layer: Layer, scheme: Scheme, options: QuantizationOptions) -> Grid:
+    """Return the grid that a layer's weight is rounded to under a scheme.
+
+    Four bits are for linear layers, in blocks where the inputs divide into them, and for dense convolutions, per output
+    channel; embeddings and grouped convolutions, which have few weights per scale, keep eight.
+    """
+    if scheme.weight_bits == 8 or layer.kind == "embedding" or layer.groups > 1:
+        return Grid(8)
+    if layer.kind == "linear" and layer.weight.shape[1] % options.block_size == 0:
+        return Grid(scheme.weight_bits, options.block_size)
+    return Grid(scheme.weight_bits)
+
+
+@dataclass
+class Moments:
+    """Second moments of a layer's inputs, summed over samples.
+
+    Attributes:
+        hessian: `[groups, inputs, inputs]`, X Xᵀ of the inputs that the layer will meet.
+        cross: `[groups, inputs, inputs]`, X_float Xᵀ; None where the float inputs do not count.
+        columns: summed so far.
+    """
+
+    hessian: torch.Tensor
+    cross: torch.Tensor | None
+    columns: int = 0
+
+    def add(self, columns: torch.Tensor, float_columns: torch.Tensor | None = None) -> None:
+        """Add the columns `[groups, inputs, n]` of one sample."""
+        self.hessian += columns @ columns.mT
+        if self.cross is not None and float_columns is not None:
+            self.cross += float_columns @ columns.mT
+        self.columns += columns.shape[-1]
+
+
+def moments_of(arrival: Arrival, *, asymmetric: bool = False, max_columns: int = MAX_COLUMNS) -> Moments:
+    """Sum the second moments of a layer's inputs, sample by sample, over at most `max_columns` positions.
+
+    Memory is that of two square matrices per group and of one sample's columns.
+    """
+    rows = rows_of(arrival.layer)
+    size = (rows.shape[0], rows.shape[2], rows.shape[2])
+    moments = Moments(torch.zeros(size), torch.zeros(size) if asymmetric else None)
+    columns = Columns(arrival.layer, max(1, max_columns // len(arrival.inputs)))
+    for i, (now, in_float) in enumerate(zip(arrival.inputs, arrival.float_inputs, strict=True)):
+        moments.add(columns.of(now, i), columns.of(in_float, i) if asymmetric else None)
+    return moments
+
+
+def round_weights(arrival: Arrival, grid: Grid, *, asymmetric: bool = False, damping: float = 0.01) -> None:
+    """Round the weight of the layer that a walk has arrived at.
+
+    Ensures that every weight is an integer times its scale, and that the scale is the largest magnitude that shares it
+    divided by `grid.largest`, bit for bit.
+    """
+    layer = arrival.layer
+    rows = rows_of(layer)
+    moments = moments_of(arrival, asymmetric=asymmetric)
+    layer.set_weight(weight_of_rows(layer, round_rows(rows, moments, grid, damping=damping)))
+
+
+def round_nearest(layer: Layer, grid: Grid) -> None:
+    """Round the weight of a layer to the nearest integers of the same grid."""
+    rows = layer.weight.unsqueeze(0) if layer.kind == "embedding" else rows_of(layer)
+    blocks = rows if grid.block is None else rows.reshape(*rows.shape[:2], -1, grid.block)
+    scale = recoverable_scale(blocks.abs().amax(-1, keepdim=True), grid.largest)
+    rounded = (_integers(blocks, scale, grid.largest) * scale).reshape(rows.shape)
+    layer.set_weight(rounded.squeeze(0) if layer.kind == "embedding" else weight_of_rows(layer, rounded))
+
+
+def recoverable_scale(largest: torch.Tensor, end: int) -> torch.Tensor:
+    """Return the float32 scale nearest to `largest / end` that comes back, bit for bit, as `(scale * end) / end`.
+
+    A grid of zeros has scale 1.
+    """
+    first = torch.where(largest > 0, largest / end, torch.ones_like(largest))
+    scale = first.clone()
+    for step in (1, -1, 2, -2, 3, -3):
+        lost = (scale * end) / end != scale
+        if not lost.any():
+            break
+        moved = first
+        for _ in range(abs(step)):
+            moved = torch.nextafter(moved, torch.full_like(moved, torch.inf if step > 0 else 0.0))
+        scale = torch.where(lost, moved, scale)
+    return scale
+
+
+def round_rows(rows: torch.Tensor, moments: Moments, grid: Grid, *, damping: float = 0.01) -> torch.Tensor:
+    """Return `[groups, outputs, inputs]` rounded so that the output error on the moments' inputs is small.
+
+    Args:
+        rows: float32 weights.
+        moments: of the inputs.
+        grid: to round to.
+        damping: added to the diagonal, as a share of its mean.
+    """
+    hessian = moments.hessian.double()
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-30)
+    identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype)
+    damped = hessian + (damping * mean)[:, None, None] * identity
+    target = rows.double()
+    if moments.cross is not None:
+        pulled = target @ (moments.cross.double() + (damping * mean)[:, None, None] * identity)
+        target = torch.linalg.solve(damped, pulled, left=False)
+    inverse = torch.linalg.inv(damped)
+    upper = torch.linalg.cholesky((inverse + inverse.mT) / 2, upper=True).float()
+    return _compensated(target.float(), upper, grid)
+
+
+def _compensated(work: torch.Tensor, upper: torch.Tensor, grid: Grid) -> torch.Tensor:
+    count = work.shape[2]
+    result = torch.empty_like(work)
+    scale = end = torch.empty(0)
+    block = grid.block or count
+    for start in range(0, count, LAZY_COLUMNS):
+        stop = min(start + LAZY_COLUMNS, count)
+        errors = torch.empty(*work.shape[:2], stop - start)
+        part = work[:, :, start:stop].clone()
+        for column in range(start, stop):
+            if column % block == 0:
+                # Its largest weight takes the grid's end whatever compensation adds, so that the scale can be read.
+                fresh = work[:, :, column : column + block].clone()
+                fresh[:, :, : stop - column] = part[:, :, column - start : column - start + block]
+                largest, end = fresh.abs().max(-1)
+                scale = recoverable_scale(largest, grid.largest)
+                end = end + column
+            values = part[:, :, column - start]
+            integers = _integers(values, scale, grid.largest)
+            integers = torch.where((end == column) & (values != 0), grid.largest * values.sign(), integers)
+            rounded = integers * scale
+            result[:, :, column] = rounded
+            error = (values - rounded) / upper[:, column, column, None]
+            errors[:, :, column - start] = error
+            part[:, :, column - start :] -= error[:, :, None] * upper[:, None, column, column:stop]
+        work[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+    return result
+
+
+def _integers(values: torch.Tensor, scale: torch.Tensor, largest: int) -> torch.Tensor:
+    return torch.round(values / scale).clamp(-largest, largest)
