@@ -55,6 +55,7 @@ class QuantizationOptions(Settings):
     """How weights and activations are brought to integers; the defaults suit nets of convolutions and transformers.
 
     Attributes:
+        backend: who rounds the weights and calibrates: edgeopt's own stages, or the package neural-compressor.
         estimator: of activation ranges.
         equalize: move scale between neighbouring layers before quantizing (convolutions).
         smooth: SmoothQuant's migration strength between 0 and 1 (transformers); None leaves it out.
@@ -67,6 +68,7 @@ class QuantizationOptions(Settings):
         qat_steps: training steps with quantization in the loop; 0 trains nothing.
     """
 
+    backend: Literal["edgeopt", "neural-compressor"] = "edgeopt"
     estimator: Estimator = "mse"
     equalize: bool = True
     smooth: Annotated[float, Field(ge=0, le=1)] | None = 0.5

@@ -57,7 +57,7 @@ def condition(
             report("smoothing")
             smooth(module, batches, inputs, options.smooth)
             level_outputs(module, batches, inputs)
-        quantizer = EdgeQuantizer(scheme, estimator=options.estimator, keep_float=options.keep_float)
+        quantizer = EdgeQuantizer.of(scheme, options)
         prepared = calibrate(copy.deepcopy(module), quantizer, batches, inputs)
     if scheme.kind in ("static", "dynamic", "weight_only"):
         _bring_to_grid(module, batches, inputs, prepared, scheme, options)

@@ -137,6 +137,17 @@ def choose_float_layers(
     return judged_on(choice, network, stack(others, inputs, held_out_labels, network), judge)
 
 
+def score_of(
+    quantized: FakeQuantized, original: FakeQuantized, chunks: Sequence[Chunk], judge: Judge
+) -> tuple[Score, Score]:
+    """Return the scores of the float network, and of a conditioned copy of it with all its units quantized."""
+    references = [_outputs(original, chunk, None) for chunk in chunks]
+    return (
+        _score(original, chunks, references, judge, None),
+        _score(quantized, chunks, references, judge, ()),
+    )
+
+
 def judged_on(choice: Choice, network: FakeQuantized, chunks: Sequence[Chunk], judge: Judge) -> Choice:
     """Return the choice with its scores on samples that did not steer it."""
     report("measuring on held-out samples")

@@ -60,7 +60,7 @@ def quantize(
     """
     module = program.module()
     assert isinstance(module, GraphModule)
-    quantizer = EdgeQuantizer(scheme, estimator=options.estimator, keep_float=options.keep_float)
+    quantizer = EdgeQuantizer.of(scheme, options)
     prepared = calibrate(module, quantizer, batches, inputs)
     ranges = ranges_of(prepared)
     examples = tuple(torch.from_numpy(next(iter(batches()))[s.name]) for s in inputs)

@@ -47,6 +47,7 @@ class EdgeQuantizer(Quantizer):
         keep_float: names of units that stay in float with all that belongs to them.
         matmuls: whether products of two activations (attention) are quantized.
         training: put fake quantizers in place of observers, for `prepare_qat_pt2e`.
+        reduce_range: weights in [-63, 63], for kernels that would saturate.
 
     Before: `conv → hardtanh → max_pool → add` in float.
     After: `[conv hardtanh] → q → max_pool (same scale) → add → q`.
@@ -60,6 +61,7 @@ class EdgeQuantizer(Quantizer):
         keep_float: Collection[str] = (),
         matmuls: bool = True,
         training: bool = False,
+        reduce_range: bool = False,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -67,6 +69,7 @@ class EdgeQuantizer(Quantizer):
         self.keep_float = frozenset(keep_float)
         self.matmuls = matmuls
         self.training = training
+        self.largest_weight = 63 if reduce_range else 127
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every node that will be quantized; called by `prepare_pt2e`."""
@@ -101,6 +104,13 @@ class EdgeQuantizer(Quantizer):
             )
         return QuantizationSpec(observer_or_fake_quant_ctr=RangeObserver.with_args(**options), **kind)
 
+    @classmethod
+    def of(cls, scheme: Scheme, options: QuantizationOptions) -> EdgeQuantizer:
+        """Return the quantizer that the options ask for."""
+        return cls(
+            scheme, estimator=options.estimator, keep_float=options.keep_float, reduce_range=options.reduce_range
+        )
+
     def weight(self, channel_axis: int) -> QuantizationSpec:
         """Return how a layer's weight is quantized."""
         observer = PerChannelWeightObserver
@@ -109,8 +119,8 @@ class EdgeQuantizer(Quantizer):
             observer_or_fake_quant_ctr=PerChannelFakeQuantize.with_args(observer=observer)
             if self.training
             else observer.with_args(),
-            quant_min=-127,
-            quant_max=127,
+            quant_min=-self.largest_weight,
+            quant_max=self.largest_weight,
             qscheme=torch.per_channel_symmetric,
             ch_axis=channel_axis,
         )

@@ -46,7 +46,7 @@ def grid_of(layer: Layer, scheme: Scheme, options: QuantizationOptions) -> Grid:
     channel; embeddings and grouped convolutions, which have few weights per scale, keep eight.
     """
     if scheme.weight_bits == 8 or layer.kind == "embedding" or layer.groups > 1:
-        return Grid(8)
+        return Grid(7 if options.reduce_range else 8)
     if layer.kind == "linear" and layer.weight.shape[1] % options.block_size == 0:
         return Grid(scheme.weight_bits, options.block_size)
     return Grid(scheme.weight_bits)
