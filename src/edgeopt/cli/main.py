@@ -14,6 +14,9 @@ import click
 VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
+    "eval": "Score the answers of artifacts on labelled data, per class and group.",
+    "gate": "Hold a bundle against budgets of size, latency and accuracy.",
+    "report": "Write one page that shows all that is known of a bundle.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
