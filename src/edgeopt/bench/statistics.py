@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeopt.bench.distributions import binomial_at_most, t_quantile, t_tail
+from edgeopt.bench.distributions import binomial_at_most, t_quantile
 from edgeopt.bench.paired_accuracy import AccuracyDifference, accuracy_difference
 from edgeopt.core.measurement import Launch, Measurement, PairedMeasurement
 
@@ -31,7 +31,6 @@ __all__ = [
     "log_ratio",
     "min_samples",
     "percentile",
-    "slower_p_value",
     "summarize",
     "trimmed_mean",
 ]
@@ -42,7 +41,7 @@ Gate = Literal["pass", "fail", "inconclusive"]
 
 TRIM = 0.2
 ALPHA = 0.01
-MIN_EFFECT = 1.025
+MIN_EFFECT = 0.025
 MIN_LAUNCHES = 3
 RESAMPLES = 1000
 
@@ -56,13 +55,14 @@ class Comparison:
         low, high: two one-sided bounds of the ratio, each of error rate `alpha`.
         alpha: error rate of one side of the test, at this look.
         spread: standard deviation of the log ratio from launch to launch.
-        verdict: `slower` or `faster` where a t-test over launches says so and the ratio is beyond 2.5 %; `equal` where
-            both bounds lie within 2.5 %; else `inconclusive`.
+        min_effect: a difference from equal smaller than this share is never called one.
+        verdict: `slower` or `faster` where a t-test over launches says so and the ratio is beyond `min_effect`; `equal`
+            where both bounds lie within it; else `inconclusive`.
         launches: observations.
         pairs: timed in all of them.
         max_ratio: the limit asked for.
-        gate: `fail` where the test says that the ratio is above the limit and above 2.5 %; `pass` where the upper bound
-            is below one of the two; else `inconclusive`. None without a limit.
+        gate: `fail` where the test says that the ratio is above the limit, and the ratio is above 1 + `min_effect` too;
+            `pass` where the upper bound is within one of the two; else `inconclusive`. None without a limit.
     """
 
     ratio: float
@@ -70,6 +70,7 @@ class Comparison:
     high: float
     alpha: float
     spread: float
+    min_effect: float
     verdict: Verdict
     launches: int
     pairs: int
@@ -87,41 +88,53 @@ class Comparison:
 
 
 def compare(
-    launches: Sequence[Launch], *, max_ratio: float | None = None, looks: int = 1, alpha: float = ALPHA
+    launches: Sequence[Launch],
+    *,
+    max_ratio: float | None = None,
+    min_effect: float = MIN_EFFECT,
+    looks: int = 1,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """Judge the first artifact of paired launches against the second.
 
     Args:
         launches: in pair mode.
         max_ratio: a limit to hold the ratio against.
+        min_effect: the smallest difference that counts, as a share.
         looks: how often a verdict was sought on these launches as they grew, this time included.
-        alpha: error rate of one side, over all looks together. With a single look it is spent whole.
+        alpha: error rate of one side, over all looks together.
     """
     observed = np.array([log_ratio(launch) for launch in launches])
     pairs = sum(min(len(s.wall_ns) for s in launch.samples) for launch in launches)
-    return compare_log_ratios(observed, pairs=pairs, max_ratio=max_ratio, alpha=alpha_of_look(looks, alpha))
+    spent = alpha_of_look(looks, alpha)
+    return compare_log_ratios(observed, pairs=pairs, max_ratio=max_ratio, min_effect=min_effect, alpha=spent)
 
 
 def compare_measurement(measurement: PairedMeasurement, *, max_ratio: float | None = None) -> Comparison:
     """Judge a stored measurement at the look at which it ended, against its own limit unless another is given."""
     limit = measurement.max_ratio if max_ratio is None else max_ratio
-    return compare(measurement.launches, max_ratio=limit, looks=len(measurement.looks))
+    return compare(
+        measurement.launches, max_ratio=limit, min_effect=measurement.min_effect, looks=len(measurement.looks)
+    )
 
 
 def compare_log_ratios(
-    observed: Floats, *, pairs: int = 0, max_ratio: float | None = None, alpha: float = ALPHA
+    observed: Floats,
+    *,
+    pairs: int = 0,
+    max_ratio: float | None = None,
+    min_effect: float = MIN_EFFECT,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """Judge log ratios, shape (launches,), one of each launch; see `Comparison`."""
     count = len(observed)
     mean = float(observed.mean()) if count else 0.0
-    if count < MIN_LAUNCHES:
-        gate: Gate | None = None if max_ratio is None else "inconclusive"
-        return Comparison(math.exp(mean), 0.0, math.inf, alpha, math.nan, "inconclusive", count, pairs, max_ratio, gate)
-    spread = float(observed.std(ddof=1))
-    error = spread / math.sqrt(count)
-    reach = t_quantile(alpha, count - 1) * error
-    low, high = mean - reach, mean + reach
-    margin = math.log(MIN_EFFECT)
+    spread, low, high = math.nan, -math.inf, math.inf
+    if count >= MIN_LAUNCHES:
+        spread = float(observed.std(ddof=1))
+        reach = t_quantile(alpha, count - 1) * spread / math.sqrt(count)
+        low, high = mean - reach, mean + reach
+    margin = math.log1p(min_effect)
     verdict: Verdict = "inconclusive"
     if mean > margin and low > 0:
         verdict = "slower"
@@ -129,7 +142,7 @@ def compare_log_ratios(
         verdict = "faster"
     elif -margin <= low and high <= margin:
         verdict = "equal"
-    gate = None
+    gate: Gate | None = None
     if max_ratio is not None:
         limit = math.log(max_ratio)
         gate = "inconclusive"
@@ -138,7 +151,17 @@ def compare_log_ratios(
         elif high <= max(limit, margin):
             gate = "pass"
     return Comparison(
-        math.exp(mean), math.exp(low), math.exp(high), alpha, spread, verdict, count, pairs, max_ratio, gate
+        ratio=math.exp(mean),
+        low=math.exp(low),
+        high=math.exp(high),
+        alpha=alpha,
+        spread=spread,
+        min_effect=min_effect,
+        verdict=verdict,
+        launches=count,
+        pairs=pairs,
+        max_ratio=max_ratio,
+        gate=gate,
     )
 
 
@@ -161,15 +184,6 @@ def trimmed_mean(samples: Floats, share: float = TRIM) -> float:
     """Return the mean of `samples`, shape (n,), without the lowest and the highest `share` of them."""
     cut = int(len(samples) * share)
     return float(np.sort(samples)[cut : len(samples) - cut].mean())
-
-
-def slower_p_value(observed: Floats, max_ratio: float = 1.0) -> float:
-    """Return the p value of the one-sided t-test that the mean of log ratios, shape (launches,), exceeds a limit."""
-    error = float(observed.std(ddof=1)) / math.sqrt(len(observed))
-    above = float(observed.mean()) - math.log(max_ratio)
-    if error == 0:
-        return 0.0 if above > 0 else 1.0
-    return t_tail(above / error, len(observed) - 1)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class Samples:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Samples:
         """Inverse of `to_json`."""
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in record.items()})
+        lists = {name: tuple(record[name]) for name in ("wall_ns", "cpu_ns", "warm_up_ns")}
+        return cls(**{**record, **lists})
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class PairedMeasurement:
         looks: launches done each time a verdict was sought; more than one where the first was inconclusive. The test's
             error rate is shared out over them.
         max_ratio: the limit that the verdicts were sought for; None where there was none.
+        min_effect: the smallest difference that counts, as a share.
     """
 
     artifact: MeasuredArtifact
@@ -172,6 +174,7 @@ class PairedMeasurement:
     launches: tuple[Launch, ...]
     looks: tuple[int, ...]
     max_ratio: float | None = None
+    min_effect: float = 0.025
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
@@ -184,6 +187,7 @@ class PairedMeasurement:
             "launches": [launch.to_json() for launch in self.launches],
             "looks": list(self.looks),
             "max_ratio": self.max_ratio,
+            "min_effect": self.min_effect,
         }
 
     @classmethod
@@ -198,4 +202,5 @@ class PairedMeasurement:
             launches=tuple(Launch.from_json(launch) for launch in record["launches"]),
             looks=tuple(record["looks"]),
             max_ratio=record["max_ratio"],
+            min_effect=record["min_effect"],
         )
