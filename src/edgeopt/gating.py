@@ -15,7 +15,7 @@ from edgeopt.core.errors import EdgeoptError, UsageError
 from edgeopt.core.paired import PairedAnswers
 
 Document = dict[str, Any]
-Compare = Callable[[Path, Path, float], LatencyEvidence]
+Compare = Callable[[Path, Path, LatencyLimit], LatencyEvidence]
 Outcome = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 3, "inconclusive": 4}
 
@@ -185,9 +185,8 @@ def _latency(
         return LatencyEvidence("not measured", detail=f"{against}: no such file")
     if compare is None:
         return LatencyEvidence("not measured", detail="latency is not measured here (--no-measure)")
-    assert limit.effective_ratio is not None
     try:
-        return compare(path, against, limit.effective_ratio)
+        return compare(path, against, limit)
     except EdgeoptError as error:
         if error.exit_code == 130:
             raise
@@ -231,19 +230,14 @@ def _answers_of_parity(parity: Document) -> PairedAnswers | None:
 
 def _benchmarks(bundle: Bundle, artifact: Document) -> Document | None:
     """Return median time by device and the peak memory that `edgeopt bench` measured; None where it did not."""
-    document = bundle.companion("bench.json")
+    document = bundle.companion("bench.json") or {}
     found: Document = {"median_ms": {}, "memory_bytes": None}
-    for record in (document or {}).get("measurements", []):
-        if record.get("artifact", {}).get("sha256") != artifact["sha256"]:
+    for record in document.get("measurements") or []:
+        if record["artifact"]["sha256"] != artifact["sha256"]:
             continue
-        summary = record.get("summary") or {}
-        median = (summary.get("warm") or summary.get("median") or {}).get("value")
-        if median is not None:
-            found["median_ms"][str(record.get("device"))] = median / 1e6
-        peaks = [int(launch["peak_memory_bytes"]) for launch in record.get("launches", [])]
-        if peaks:
-            found["memory_bytes"] = max(peaks)
-    return found if found["median_ms"] or found["memory_bytes"] is not None else None
+        found["median_ms"][str(record["device"])] = record["summary"]["median"]["value"] / 1e6
+        found["memory_bytes"] = max(int(launch["peak_memory_bytes"]) for launch in record["launches"])
+    return found if found["median_ms"] else None
 
 
 def _size(path: Path) -> int:

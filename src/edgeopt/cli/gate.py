@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 
 from edgeopt.bundle.reading import open_bundle, write_whole
-from edgeopt.core.budget import LatencyEvidence, read_budget
-from edgeopt.core.errors import OutputError, UsageError
+from edgeopt.core.budget import LatencyEvidence, LatencyLimit, read_budget
+from edgeopt.core.errors import OutputError
 from edgeopt.core.target import load_target, shipped_targets
 from edgeopt.gating import EXIT_CODES, Compare, gate
 from edgeopt.report.gate_table import show_gate
@@ -122,15 +122,37 @@ def _comparing(threads: int, max_seconds: float, quiet: bool) -> Iterator[Compar
     with ExitStack() as stack:
         opened: list[Compare] = []
 
-        def compare(artifact: Path, against: Path, max_ratio: float) -> LatencyEvidence:
+        def compare(artifact: Path, against: Path, limit: LatencyLimit) -> LatencyEvidence:
             if not opened:
                 opened.append(stack.enter_context(_local_comparison(threads, max_seconds, quiet)))
-            return opened[0](artifact, against, max_ratio)
+            return opened[0](artifact, against, limit)
 
         yield compare
 
 
 @contextmanager
 def _local_comparison(threads: int, max_seconds: float, quiet: bool) -> Iterator[Compare]:
-    raise UsageError("latency cannot be measured")
-    yield
+    from edgeopt.bench.statistics import compare_measurement
+    from edgeopt.benchmarking import Request, compare_latency, open_device
+    from edgeopt.cli.options import make_context
+    from edgeopt.cli.progress import Display
+
+    context = make_context(verbose=False, quiet=quiet, no_cache=True, jobs=None, memory=None, timeout=1800.0)
+    display = context.progress
+    assert isinstance(display, Display)
+    device = open_device("local", context)
+
+    def compare(artifact: Path, against: Path, limit: LatencyLimit) -> LatencyEvidence:
+        request = Request(threads, max_seconds=max_seconds, max_ratio=limit.max_ratio, min_effect=limit.min_effect)
+        measured = compare_latency(artifact, against, device, request, logs=context.logs, progress=display)
+        found = compare_measurement(measured)
+        bounds = f"{found.low:.3f} to {found.high:.3f}, {found.launches} launches, {found.pairs} pairs"
+        return LatencyEvidence(
+            found.gate or "inconclusive", found.ratio, found.low, found.high, f"against {against.name}: {bounds}"
+        )
+
+    with display:
+        try:
+            yield compare
+        finally:
+            device.cleanup()

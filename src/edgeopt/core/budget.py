@@ -76,11 +76,6 @@ class LatencyLimit(Settings):
         """Whether the artifact is itself what the others are compared with."""
         return self.against != BASELINE and self.other(artifact) == artifact
 
-    @property
-    def effective_ratio(self) -> float | None:
-        """The ratio above which a comparison fails."""
-        return None if self.max_ratio is None else max(self.max_ratio, 1 + self.min_effect)
-
 
 class MemoryLimit(Settings):
     """Peak resident memory while the artifact runs, as `edgeopt bench` measured it."""

@@ -1,0 +1,334 @@
+"""Verdicts on latency: raw samples in, an interval and one of a few words out.
+
+What differs from launch to launch (memory layout, frequency, neighbours) is far larger here than what differs from call
+to call, so a launch is one observation, and tests and intervals run over launches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeopt.bench.distributions import binomial_at_most, t_quantile
+from edgeopt.bench.paired_accuracy import AccuracyDifference, accuracy_difference
+from edgeopt.core.measurement import Launch, Measurement, PairedMeasurement
+
+__all__ = [
+    "AccuracyDifference",
+    "Comparison",
+    "Quantity",
+    "Summary",
+    "accuracy_difference",
+    "alpha_of_look",
+    "bootstrap_median",
+    "compare",
+    "compare_log_ratios",
+    "compare_measurement",
+    "log_ratio",
+    "min_samples",
+    "percentile",
+    "summarize",
+    "trimmed_mean",
+]
+
+Floats = np.ndarray
+Verdict = Literal["faster", "slower", "equal", "inconclusive"]
+Gate = Literal["pass", "fail", "inconclusive"]
+
+TRIM = 0.2
+ALPHA = 0.01
+MIN_EFFECT = 0.025
+MIN_LAUNCHES = 3
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One artifact's time as a multiple of another's.
+
+    Attributes:
+        ratio: of the two, from the mean over launches; above 1 the artifact is slower.
+        low, high: two one-sided bounds of the ratio, each of error rate `alpha`.
+        alpha: error rate of one side of the test, at this look.
+        spread: standard deviation of the log ratio from launch to launch.
+        min_effect: a difference from equal smaller than this share is never called one.
+        verdict: `slower` or `faster` where a t-test over launches says so and the ratio is beyond `min_effect`; `equal`
+            where both bounds lie within it; else `inconclusive`.
+        launches: observations.
+        pairs: timed in all of them.
+        max_ratio: the limit asked for.
+        gate: `fail` where the test says that the ratio is above the limit, and the ratio is above 1 + `min_effect` too;
+            `pass` where the upper bound is within one of the two; else `inconclusive`. None without a limit.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    alpha: float
+    spread: float
+    min_effect: float
+    verdict: Verdict
+    launches: int
+    pairs: int
+    max_ratio: float | None = None
+    gate: Gate | None = None
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether more launches are not needed: the limit was judged, or without one the difference."""
+        return (self.gate or self.verdict) != "inconclusive"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON types only; an infinite bound is None."""
+        return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in asdict(self).items()}
+
+
+def compare(
+    launches: Sequence[Launch],
+    *,
+    max_ratio: float | None = None,
+    min_effect: float = MIN_EFFECT,
+    looks: int = 1,
+    alpha: float = ALPHA,
+) -> Comparison:
+    """Judge the first artifact of paired launches against the second.
+
+    Args:
+        launches: in pair mode.
+        max_ratio: a limit to hold the ratio against.
+        min_effect: the smallest difference that counts, as a share.
+        looks: how often a verdict was sought on these launches as they grew, this time included.
+        alpha: error rate of one side, over all looks together.
+    """
+    observed = np.array([log_ratio(launch) for launch in launches])
+    pairs = sum(min(len(s.wall_ns) for s in launch.samples) for launch in launches)
+    spent = alpha_of_look(looks, alpha)
+    return compare_log_ratios(observed, pairs=pairs, max_ratio=max_ratio, min_effect=min_effect, alpha=spent)
+
+
+def compare_measurement(measurement: PairedMeasurement, *, max_ratio: float | None = None) -> Comparison:
+    """Judge a stored measurement at the look at which it ended, against its own limit unless another is given."""
+    limit = measurement.max_ratio if max_ratio is None else max_ratio
+    return compare(
+        measurement.launches, max_ratio=limit, min_effect=measurement.min_effect, looks=len(measurement.looks)
+    )
+
+
+def compare_log_ratios(
+    observed: Floats,
+    *,
+    pairs: int = 0,
+    max_ratio: float | None = None,
+    min_effect: float = MIN_EFFECT,
+    alpha: float = ALPHA,
+) -> Comparison:
+    """Judge log ratios, shape (launches,), one of each launch; see `Comparison`."""
+    count = len(observed)
+    mean = float(observed.mean()) if count else 0.0
+    spread, low, high = math.nan, -math.inf, math.inf
+    if count >= MIN_LAUNCHES:
+        spread = float(observed.std(ddof=1))
+        reach = t_quantile(alpha, count - 1) * spread / math.sqrt(count)
+        low, high = mean - reach, mean + reach
+    margin = math.log1p(min_effect)
+    verdict: Verdict = "inconclusive"
+    if mean > margin and low > 0:
+        verdict = "slower"
+    elif mean < -margin and high < 0:
+        verdict = "faster"
+    elif -margin <= low and high <= margin:
+        verdict = "equal"
+    gate: Gate | None = None
+    if max_ratio is not None:
+        limit = math.log(max_ratio)
+        gate = "inconclusive"
+        if mean > max(limit, margin) and low > limit:
+            gate = "fail"
+        elif high <= max(limit, margin):
+            gate = "pass"
+    return Comparison(
+        ratio=math.exp(mean),
+        low=math.exp(low),
+        high=math.exp(high),
+        alpha=alpha,
+        spread=spread,
+        min_effect=min_effect,
+        verdict=verdict,
+        launches=count,
+        pairs=pairs,
+        max_ratio=max_ratio,
+        gate=gate,
+    )
+
+
+def alpha_of_look(look: int, alpha: float = ALPHA) -> float:
+    """Return the error rate spent at the n-th look: a half, a quarter, an eighth ... of the whole.
+
+    Whoever looks again after an inconclusive answer gives chance another turn; in this way all turns together stay
+    within `alpha`, however many there are.
+    """
+    return float(alpha / 2**look)
+
+
+def log_ratio(launch: Launch) -> float:
+    """Return the log of the ratio of both artifacts' trimmed means in one launch in pair mode."""
+    mine, other = (trimmed_mean(np.array(s.per_call_ns())) for s in launch.samples)
+    return math.log(mine / other)
+
+
+def trimmed_mean(samples: Floats, share: float = TRIM) -> float:
+    """Return the mean of `samples`, shape (n,), without the lowest and the highest `share` of them."""
+    cut = int(len(samples) * share)
+    return float(np.sort(samples)[cut : len(samples) - cut].mean())
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value with an interval; `low` and `high` are None where no interval can be given."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the samples of one artifact say; times in nanoseconds.
+
+    Attributes:
+        median: of one call, with a 95 % bootstrap interval over launches.
+        p90, p99: with 99 % bounds by order statistics; None with too few samples, or calls timed in groups.
+        throughput_per_s: calls one after another, from the mean.
+        cold_start, load, first: median over launches, with the lowest and highest.
+        peak_memory_bytes: highest over launches.
+        model_memory_bytes: the same without what the process held before it loaded the artifact.
+        energy_uj_per_call: of the processor package; None where the machine does not tell.
+        spread: standard deviation of the launches' log trimmed means.
+        notes: what is missing and why, and what makes the figures doubtful.
+    """
+
+    launches: int
+    samples: int
+    inner_batch: int
+    median: Quantity
+    p90: Quantity | None
+    p99: Quantity | None
+    throughput_per_s: float
+    cold_start: Quantity | None
+    load: Quantity
+    first: Quantity
+    peak_memory_bytes: int
+    model_memory_bytes: int
+    energy_uj_per_call: float | None
+    spread: float | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON types only."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+def summarize(measurement: Measurement) -> Summary:
+    """Derive the statistics of one artifact's launches."""
+    launches = measurement.launches
+    groups = [np.array(launch.samples[0].per_call_ns()) for launch in launches]
+    pooled = np.concatenate(groups)
+    inner = max(launch.samples[0].inner_batch for launch in launches)
+    notes = []
+    p90 = p99 = None
+    if inner > 1:
+        notes.append(f"calls are timed in groups of up to {inner}, so p90 and p99 are not known")
+    else:
+        p90, p99 = percentile(pooled, 0.90), percentile(pooled, 0.99)
+        if p99 is None:
+            needed = min_samples(0.99) if p90 else min_samples(0.90)
+            notes.append(f"{'p99' if p90 else 'p90 and p99'}: {len(pooled)} samples, {needed} are needed")
+    spread = float(np.std([math.log(trimmed_mean(g)) for g in groups], ddof=1)) if len(groups) > 1 else None
+    if spread is not None and spread > math.log(1.1):
+        notes.append(f"launches differ by {100 * math.expm1(spread):.0f} % (one standard deviation): compare in pairs")
+    if len({launch.samples[0].output_sha256 for launch in launches}) > 1:
+        notes.append("outputs differ from launch to launch")
+    calls = sum(len(launch.samples[0].wall_ns) * launch.samples[0].inner_batch for launch in launches)
+    energies = [launch.energy_uj for launch in launches if launch.energy_uj is not None]
+    if len(energies) < len(launches):
+        notes.append("energy: not offered by this machine")
+    cold = [launch.cold_start_ns for launch in launches if launch.cold_start_ns is not None]
+    return Summary(
+        launches=len(launches),
+        samples=len(pooled),
+        inner_batch=inner,
+        median=bootstrap_median(groups),
+        p90=p90,
+        p99=p99,
+        throughput_per_s=float(1e9 / pooled.mean()),
+        cold_start=_of_launches(cold) if cold else None,
+        load=_of_launches([launch.samples[0].load_ns for launch in launches]),
+        first=_of_launches([launch.samples[0].first_ns for launch in launches]),
+        peak_memory_bytes=max(launch.peak_memory_bytes for launch in launches),
+        model_memory_bytes=max(launch.peak_memory_bytes - launch.memory_before_load_bytes for launch in launches),
+        energy_uj_per_call=sum(energies) / calls if len(energies) == len(launches) else None,
+        spread=spread,
+        notes=tuple(notes),
+    )
+
+
+def bootstrap_median(groups: Sequence[Floats], *, confidence: float = 0.95, seed: int = 0) -> Quantity:
+    """Return the median of all samples, with a percentile bootstrap interval.
+
+    Launches are drawn with replacement, then samples within each: calls of one launch resemble one another, and drawing
+    from the pool alone would give an interval far too narrow. No interval from a single launch.
+    """
+    value = float(np.median(np.concatenate(groups)))
+    if len(groups) < 2:
+        return Quantity(value)
+    generator = np.random.default_rng(seed)
+    medians = []
+    for _ in range(RESAMPLES):
+        drawn = [groups[i] for i in generator.integers(len(groups), size=len(groups))]
+        medians.append(np.median(np.concatenate([g[generator.integers(len(g), size=len(g))] for g in drawn])))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(medians, [tail, 1 - tail])
+    return Quantity(value, float(low), float(high))
+
+
+def percentile(samples: Floats, share: float, *, confidence: float = 0.99) -> Quantity | None:
+    """Return a percentile with bounds of `confidence` on each side, or None with too few samples.
+
+    The upper bound is the largest sample that the early-stopping rule of MLPerf's LoadGen leaves over: with n samples
+    the t slowest may be set aside as long as P(Binomial(n, 1 − share) ≤ t) ≤ 1 − confidence; the next is no lower than
+    the percentile. One must be set aside at least, so p90 needs 64 samples and p99 needs 662. The lower bound mirrors
+    it. Both take samples as independent.
+    """
+    count = len(samples)
+    if count < min_samples(share, confidence):
+        return None
+    ordered = np.sort(samples)
+    aside = _largest(lambda t: binomial_at_most(t, count, 1 - share) <= 1 - confidence, count)
+    below = _largest(lambda t: binomial_at_most(t, count, share) <= 1 - confidence, count)
+    value = float(np.quantile(ordered, share, method="higher"))
+    return Quantity(value, float(ordered[max(below, 0)]), float(ordered[count - 1 - aside]))
+
+
+def min_samples(share: float, confidence: float = 0.99) -> int:
+    """Return how many samples a percentile needs."""
+    count = 2
+    while binomial_at_most(1, count, 1 - share) > 1 - confidence:
+        count += 1
+    return count
+
+
+def _largest(holds: Any, count: int) -> int:
+    """Return the largest t in 0..count for which `holds`, true up to it; -1 if for none."""
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _of_launches(values: Sequence[int]) -> Quantity:
+    return Quantity(float(np.median(values)), float(min(values)), float(max(values)))
