@@ -92,9 +92,7 @@ def gate(
     """
     told = bundle.manifest.get("target")
     target = target or (str(told) if told else None)
-    findings = budget.judge(
-        [_measured(bundle, a, budget, baseline, target, compare) for a in bundle.artifacts], target
-    )
+    findings = budget.judge([_measured(bundle, a, budget, baseline, target, compare) for a in bundle.artifacts], target)
     names = [artifact_name(a) for a in bundle.artifacts]
     for pattern in budget.patterns(target):
         if not any(fnmatchcase(name, pattern) for name in names):

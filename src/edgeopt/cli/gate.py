@@ -22,7 +22,7 @@ from edgeopt.report.gate_table import show_gate
 @click.command("gate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--budget", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A budgets.yaml.")
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="BUNDLE", help="An earlier bundle to compare with.")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="BUNDLE", help="An earlier bundle.")
 @click.option("--target", metavar="NAME", help="Whose limits apply.  [default: the one the bundle was made for]")
 @click.option(
     "--inconclusive",

@@ -24,9 +24,9 @@ def show_gate(document: dict[str, Any], console: Console) -> None:
     rows = [*document["violations"], *document["unjudged"], *document["passed"]]
     table = Table(title=Text(f"{document['model']}: {document['bundle']}"), title_justify="left")
     for column in ("verdict", "artifact", "limit"):
-        table.add_column(column, no_wrap=column != "artifact")
+        table.add_column(column, no_wrap=column != "artifact", overflow="fold")
     for column in ("measured", "allowed", "margin"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             Text(VERDICTS[row["verdict"]], STYLES[row["verdict"]]),

@@ -24,7 +24,9 @@ def share(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """Return a difference of shares in percentage points, signed."""
-    return "" if value is None else f"{100 * value:+.2f} pt"
+    if value is None:
+        return ""
+    return f"{100 * value:+.2f} pt" if round(100 * value, 2) else "0.00 pt"
 
 
 def decibel(value: float | None) -> str:
@@ -71,8 +73,11 @@ def margin(finding: dict[str, Any]) -> str:
 def sentence(finding: dict[str, Any]) -> str:
     """Return one finding in one line."""
     unit = finding["unit"]
-    # Two sizes that read the same may lie on either side of a limit.
-    written = (lambda v: f"{v:,.0f} B") if unit == "bytes" else (lambda v: quantity(v, unit))
+
+    def written(value: float) -> str:
+        # Two sizes that read the same may lie on either side of a limit.
+        return f"{value:,.0f} B" if unit == "bytes" else quantity(value, unit)
+
     limit = f"{finding['limit']} {written(finding['allowed'])}"
     told = f"{finding['artifact']}: {limit}: "
     if finding["measured"] is None:
