@@ -171,7 +171,7 @@ class BundleReport:
     artifacts: tuple[ArtifactRow, ...]
     failures: tuple[str, ...]
     classes: tuple[ClassDamage, ...]
-    more_classes: int
+    class_count: int
     groups: tuple[Group, ...]
     changed: tuple[Changed, ...]
     changed_count: int
@@ -240,7 +240,7 @@ def bundle_report(documents: Documents) -> BundleReport:
     evaluated = _current(manifest, evaluation, notes)
     rows = tuple(_row(a, evaluated, documents.benchmarks) for a in manifest["artifacts"])
     names = tuple(r.name for r in rows)
-    classes, more = _classes(evaluated, names)
+    classes, class_count = _classes(evaluated, names)
     changed, count = _changed(evaluation, evaluated) if evaluation is not None else ((), 0)
     reference = (evaluation or {}).get("reference") or {}
     return BundleReport(
@@ -257,7 +257,7 @@ def bundle_report(documents: Documents) -> BundleReport:
         artifacts=rows,
         failures=tuple(f"{f['format']} {f['precision']}: {f['reason']}" for f in manifest.get("failures") or ()),
         classes=classes,
-        more_classes=more,
+        class_count=class_count,
         groups=_groups(evaluated, names),
         changed=changed,
         changed_count=count,
@@ -364,7 +364,7 @@ def _classes(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[tu
         rows.append(ClassDamage(label, int(first["samples"]), float(first["reference"]), drops))
     # Of classes that lost equally, the one that all artifacts together lost most.
     rows.sort(key=lambda r: (-r.worst, -sum(d for d in r.drops if d)))
-    return tuple(rows[:CLASSES]), max(0, len(rows) - CLASSES)
+    return tuple(r for r in rows if any(r.drops))[:CLASSES], len(rows)
 
 
 def _groups(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[Group, ...]:

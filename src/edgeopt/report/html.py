@@ -46,7 +46,7 @@ def _sections(bundle: BundleReport) -> tuple[tuple[str, str, bool], ...]:
         ("gate", "Budget", bundle.gate is not None),
         ("pareto", "Accuracy, time and size", pareto(bundle.artifacts) is not None),
         ("latency", "Latency", bool(histograms(bundle.artifacts))),
-        ("classes", "Damage per class", bool(bundle.classes)),
+        ("classes", "Damage per class", bool(bundle.class_count)),
         ("groups", "Groups", bool(bundle.groups)),
         ("changed", "Changed answers", bool(bundle.changed)),
         ("sensitivity", "Sensitivity", bool(bundle.sensitivities)),
