@@ -545,7 +545,7 @@ def main() -> int:
             with open(sys.argv[1], encoding="utf-8") as source:
                 content = source.read()
         else:
-            content = sys.stdin.read()
+            content = sys.stdin.buffer.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         answer = {"error": "the job cannot be read: {}".format(error), "kind": "job"}  # type: Dict[str, Any]
     else:
