@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 TINY = 1e-300
 EPSILON = 1e-14
@@ -32,6 +33,7 @@ def t_tail(t: float, freedom: float) -> float:
     return half if t >= 0 else 1.0 - half
 
 
+@lru_cache
 def t_quantile(tail: float, freedom: float) -> float:
     """Return the t with P(T > t) = `tail`, for 0 < tail ≤ 0.5."""
     high = 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -307,12 +308,12 @@ def percentile(samples: Floats, share: float, *, confidence: float = 0.99) -> Qu
     if count < min_samples(share, confidence):
         return None
     ordered = np.sort(samples)
-    aside = _largest(lambda t: binomial_at_most(t, count, 1 - share) <= 1 - confidence, count)
-    below = _largest(lambda t: binomial_at_most(t, count, share) <= 1 - confidence, count)
     value = float(np.quantile(ordered, share, method="higher"))
+    below, aside = _set_aside(count, share, confidence), _set_aside(count, 1 - share, confidence)
     return Quantity(value, float(ordered[max(below, 0)]), float(ordered[count - 1 - aside]))
 
 
+@lru_cache
 def min_samples(share: float, confidence: float = 0.99) -> int:
     """Return how many samples a percentile needs."""
     count = 2
@@ -321,12 +322,13 @@ def min_samples(share: float, confidence: float = 0.99) -> int:
     return count
 
 
-def _largest(holds: Any, count: int) -> int:
-    """Return the largest t in 0..count for which `holds`, true up to it; -1 if for none."""
+@lru_cache
+def _set_aside(count: int, share: float, confidence: float) -> int:
+    """Return the largest t with P(Binomial(count, share) ≤ t) ≤ 1 − confidence; -1 where there is none."""
     low, high = -1, count
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if binomial_at_most(middle, count, share) <= 1 - confidence else (low, middle)
     return low
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
     "eval": "Score the answers of artifacts on labelled data, per class and group.",
+    "bench": "Measure latency, cold start and memory of artifacts, compared in pairs.",
     "gate": "Hold a bundle against budgets of size, latency and accuracy.",
     "report": "Write one page that shows all that is known of a bundle.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",

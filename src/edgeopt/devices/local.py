@@ -1,4 +1,4 @@
-"""The host itself as a device: the runner is a process of its own with limits of time and memory; its output is kept."""
+"""The host itself as a device: the runner is a process of its own with limits of time and memory, its output kept."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def _answer(output: bytes, code: int, what: str, log: Path) -> dict[str, Any]:
         raise ArtifactError(f"{what}: the engine ended with exit code {code} and no result", log=str(log))
     result: dict[str, Any] = json.loads(lines[0][len(runner.SENTINEL) :])
     if "error" in result:
-        raise KINDS[result["kind"]](f"{what}: {result['error']}", log=str(log))
+        raise KINDS[result["kind"]](result["error"], log=str(log) if result["kind"] != "job" else None)
     return result

@@ -210,8 +210,8 @@ class ExecuTorch:
             # The method reads the program's memory, so the program must live as long.
             return [tensor.numpy() for tensor in results] if program is not None else []
 
-        known = self.runtime.backend_registry.registered_backend_names
-        used = [name for name in known if method.metadata.uses_backend(name)]
+        # A program names the backend of each delegated part.
+        used = [n for n in self.runtime.backend_registry.registered_backend_names if n.encode() + b"\0" in content]
         return Loaded(functools.partial(method.execute, tensors), outputs, used)
 
 
@@ -545,7 +545,7 @@ def main() -> int:
             with open(sys.argv[1], encoding="utf-8") as source:
                 content = source.read()
         else:
-            content = sys.stdin.read()
+            content = sys.stdin.buffer.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         answer = {"error": "the job cannot be read: {}".format(error), "kind": "job"}  # type: Dict[str, Any]
     else:
