@@ -178,6 +178,7 @@ def _described(work: Workshop, subject: Subject, data: str | None, samples: int,
     calibrated = int(record.get("calibrated") or 0)
     if record.get("calibration_source", record.get("source")) != record.get("source"):
         calibrated = 0  # on other data than it was verified on
+    own = data is None
     data = data or record.get("source")
     if data is None:
         raise UsageError("no data to evaluate on: give --data FILE")
@@ -199,7 +200,7 @@ def _described(work: Workshop, subject: Subject, data: str | None, samples: int,
         "data": data,
         "base": str(base.resolve()),
         "samples": samples,
-        "skip_fingerprint": record.get("fingerprint"),
+        "skip_fingerprint": None if own else record.get("fingerprint"),
         "skip": calibrated,
         "folder": str(work.folder),
     }

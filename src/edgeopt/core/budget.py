@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -297,15 +297,13 @@ def _findings(limits: Limits, own: Measurements) -> list[Finding]:
     def plain(limit: str, measured: float | None, allowed: float | None, unit: str) -> None:
         if allowed is None:
             return
-        key = limit.partition(".")[0]
-        finding = Finding(own.name, limit, "pass", measured, allowed, unit, own.reasons.get(key, ""), own.file)
-        verdict: Verdict = "pass"
-        if finding.margin is None or math.isnan(finding.margin):
-            verdict = "not measured"
-        elif finding.margin < 0:
-            verdict = "fail"
-        detail = finding.detail if verdict == "not measured" else ""
-        found.append(Finding(own.name, limit, verdict, measured, allowed, unit, detail, own.file))
+        if measured is None or math.isnan(measured):
+            reason = own.reasons.get(limit.partition(".")[0], "")
+            found.append(Finding(own.name, limit, "not measured", None, allowed, unit, reason, own.file))
+            return
+        finding = Finding(own.name, limit, "pass", measured, allowed, unit, "", own.file)
+        exceeded = finding.margin is not None and finding.margin < 0
+        found.append(replace(finding, verdict="fail") if exceeded else finding)
 
     if limits.size is not None:
         plain("size.max_bytes", own.size_bytes, limits.size.max_bytes, "bytes")

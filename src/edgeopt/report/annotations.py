@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.report.quantities import sentence
+from edgeopt.report.quantities import one_line, sentence
 
 
 def github_annotations(document: dict[str, Any], inconclusive: str | None = None) -> list[str]:
@@ -17,7 +17,7 @@ def github_annotations(document: dict[str, Any], inconclusive: str | None = None
     kind = {"fail": "error", "pass": "notice"}.get(inconclusive or "", "warning")
     rows = [("error", row) for row in document["violations"]] + [(kind, row) for row in document["unjudged"]]
     return [
-        f"::{level} title={_property('edgeopt gate ' + document['model'])}::{_message(sentence(row))}"
+        f"::{level} title={_property(one_line('edgeopt gate ' + document['model']))}::{_message(sentence(row))}"
         for level, row in rows
     ]
 

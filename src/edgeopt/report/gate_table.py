@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report.quantities import VERDICTS, margin, quantity, sentence
+from edgeopt.report.quantities import VERDICTS, margin, one_line, quantity, sentence
 
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "not measured": "yellow"}
 OUTCOMES = {"pass": "within budget", "fail": "budget exceeded", "inconclusive": "inconclusive"}
@@ -22,7 +22,7 @@ def show_gate(document: dict[str, Any], console: Console) -> None:
         console: to print on.
     """
     rows = [*document["violations"], *document["unjudged"], *document["passed"]]
-    table = Table(title=Text(f"{document['model']}: {document['bundle']}"), title_justify="left")
+    table = Table(title=Text(one_line(f"gate of {document['model']}: {document['bundle']}")), title_justify="left")
     for column in ("verdict", "artifact", "limit"):
         table.add_column(column, no_wrap=column != "artifact", overflow="fold")
     for column in ("measured", "allowed", "margin"):
@@ -30,7 +30,7 @@ def show_gate(document: dict[str, Any], console: Console) -> None:
     for row in rows:
         table.add_row(
             Text(VERDICTS[row["verdict"]], STYLES[row["verdict"]]),
-            Text(row["artifact"]),
+            Text(one_line(row["artifact"])),
             row["limit"],
             quantity(row["measured"], row["unit"]),
             quantity(row["allowed"], row["unit"]),
@@ -40,6 +40,6 @@ def show_gate(document: dict[str, Any], console: Console) -> None:
     for row in [*document["violations"], *document["unjudged"]]:
         console.print(Text(f"{VERDICTS[row['verdict']]}: {sentence(row)}", STYLES[row["verdict"]]), soft_wrap=True)
     for note in document["notes"]:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        console.print(Text(one_line(f"note: {note}")), soft_wrap=True)
     outcome = document["verdict"]
     console.print(Text(OUTCOMES[outcome], STYLES[outcome]))

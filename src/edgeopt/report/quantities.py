@@ -70,6 +70,11 @@ def margin(finding: dict[str, Any]) -> str:
     return sign + quantity(value, unit)
 
 
+def one_line(text: object) -> str:
+    """Return text without line ends and control characters: on a CI service, a line of a log can be a command."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
 def sentence(finding: dict[str, Any]) -> str:
     """Return one finding in one line."""
     unit = finding["unit"]
@@ -84,4 +89,4 @@ def sentence(finding: dict[str, Any]) -> str:
         told += "not measured"
     else:
         told += f"measured {written(finding['measured'])}, margin {margin(finding)}"
-    return told + (f" ({finding['detail']})" if finding["detail"] else "")
+    return one_line(told + (f" ({finding['detail']})" if finding["detail"] else ""))

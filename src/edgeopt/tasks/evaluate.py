@@ -40,7 +40,8 @@ def collect(
         data: a data source; a relative path starts at `base`, where a tokenizer is looked up too.
         base: the bundle's folder.
         samples: to store.
-        skip_fingerprint, skip: data whose first `skip` samples have calibrated, and are left out if enough remain.
+        skip: how many of the first samples have calibrated, and are left out if enough remain.
+        skip_fingerprint: of the data that it holds for; None where that is this data.
         folder: to write to.
     """
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
@@ -49,7 +50,7 @@ def collect(
     model = Model(torch.nn.Identity(), specs, card, name, name, "")
     evaluation, _, record = choose(model, data, Path(base), samples + skip, 0)
     indices = list(evaluation.indices)
-    if skip and record.get("fingerprint") == skip_fingerprint:
+    if skip and skip_fingerprint in (None, record.get("fingerprint")):
         if len(indices) > skip:
             indices = indices[skip:]
             record["note"] = f"the {skip} samples that calibrated are left out"
