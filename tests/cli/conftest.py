@@ -49,14 +49,13 @@ def artifact_record(form: str, precision: str, path: Path, **changed: Any) -> di
     } | changed
 
 
-@pytest.fixture
-def make_bundle(tmp_path: Path) -> MakeBundle:
-    """Write a bundle as `convert` does, of files that are no real artifacts: `sizes` maps FORMAT/PRECISION to a size or the content."""
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Write a bundle as `convert` does: `sizes` maps FORMAT/PRECISION to the size of a file, or its content."""
 
     def make(name: str, sizes: dict[str, int | bytes], **changed: Any) -> Path:
         suffixes = {"onnx": ".onnx", "litert": ".tflite", "executorch": ".pte"}
-        folder = tmp_path / name
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp(name)
         per_artifact = changed.pop("artifacts", {})
         records = []
         for key, size in sizes.items():

@@ -42,9 +42,9 @@ def _scores(document: Document, title: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     reference = document["reference"]
-    rows = [({"format": "original", "precision": "", "metrics": reference["metrics"], "against": None})] * bool(
-        reference and kind == "classification"
-    )
+    rows: list[Document] = []
+    if reference is not None and kind == "classification":
+        rows = [{"format": "original", "precision": "", "metrics": reference["metrics"], "against": None}]
     for row in [*rows, *document["artifacts"]]:
         table.add_row(row["format"], row["precision"], *_cells(kind, row["metrics"], row["against"] or {}))
     return table
