@@ -128,7 +128,9 @@ def test_a_device_of_a_third_party(edgeopt, files, tmp_path, address, verdict, c
     (metadata / "entry_points.txt").write_text("[edgeopt.devices]\ntheirs = their_device\n")
     path = f"{tmp_path}:{edgeopt.environment.get('PYTHONPATH', '')}"
     command = edgeopt.with_environment(PYTHONPATH=path)
-    ran = command("bench", files[0], "--against", files[1], "--on", f"theirs:{address}", "--max-seconds", 0.001, "--json")
+    ran = command(
+        "bench", files[0], "--against", files[1], "--on", f"theirs:{address}", "--max-seconds", 0.001, "--json"
+    )
     assert ran.code == code, ran.err
     assert ran.json["comparisons"][0]["summary"]["verdict"] == verdict
     assert ran.json["device"]["cpu"] == "Theirs"
