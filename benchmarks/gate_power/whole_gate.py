@@ -69,14 +69,15 @@ def measure(runs: int) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     runs, compared = result["runs"], result["comparison"]
     seconds = ", ".join(f"{r['seconds']:.1f}" for r in runs)
+    loads = [r["load"] for r in runs]
+    bounds = f"{compared['ratio']:.4f} ({compared['low']:.4f}–{compared['high']:.4f})"
     return (
         "# A whole latency gate\n\n"
         f"`python benchmarks/gate_power/whole_gate.py --runs {len(runs)}` on {result['cpu']}, "
-        f"{result['machine']['cpus']} cores, load {min(r['load'] for r in runs):.1f} to "
-        f"{max(r['load'] for r in runs):.1f}: `edgeopt {runs[0]['verb']}` of two copies of "
-        f"EfficientNet-Lite0 fp32 ONNX, {result['median_ms']} ms a call on one thread, took "
-        f"**{seconds} s**. The comparison alone: {compared['launches']} launches, {compared['pairs']} pairs, ratio {compared['ratio']:.4f} "
-        f"({compared['low']:.4f}–{compared['high']:.4f}), {compared['verdict']}.\n"
+        f"{result['machine']['cpus']} cores, load {min(loads):.1f} to {max(loads):.1f}: `edgeopt {runs[0]['verb']}` of "
+        f"two copies of EfficientNet-Lite0 fp32 ONNX, {result['median_ms']} ms a call on one thread, took "
+        f"**{seconds} s**. The comparison alone: {compared['launches']} launches, {compared['pairs']} pairs, ratio "
+        f"{bounds}, {compared['verdict']}.\n"
     )
 
 
