@@ -150,6 +150,15 @@ def test_the_speed_of_the_host_cancels_out(simulate, factor):
     assert moved == pytest.approx(log_ratio(launch), abs=1e-6)
 
 
+def test_pairs_in_which_another_process_had_the_processor_do_not_count(make_launch):
+    launch = make_launch([1000, 5000, 1000, 9000, 1000] * 4, [2000, 2000, 7000, 2000, 2000] * 4)
+    worked = [(1000,) * 20, (2000,) * 20]
+    samples = tuple(replace(s, cpu_ns=cpu) for s, cpu in zip(launch.samples, worked, strict=True))
+    assert log_ratio(replace(launch, samples=samples)) == pytest.approx(math.log(0.5))
+    idle = tuple(replace(s, cpu_ns=(10,) * 20) for s in launch.samples)  # the work is done elsewhere
+    assert log_ratio(replace(launch, samples=idle)) == log_ratio(launch)
+
+
 def test_calls_in_groups_are_compared_call_by_call(make_launch):
     launch = make_launch([2000] * 5, [1000] * 5)
     grouped = replace(launch, samples=(replace(launch.samples[0], inner_batch=4), launch.samples[1]))

@@ -44,6 +44,8 @@ TRIM = 0.2
 ALPHA = 0.01
 MIN_EFFECT = 0.025
 MIN_LAUNCHES = 3
+MIN_PAIRS = 5
+WAITED = 0.02
 RESAMPLES = 1000
 
 
@@ -176,9 +178,18 @@ def alpha_of_look(look: int, alpha: float = ALPHA) -> float:
 
 
 def log_ratio(launch: Launch) -> float:
-    """Return the log of the ratio of both artifacts' trimmed means in one launch in pair mode."""
-    mine, other = (trimmed_mean(np.array(s.per_call_ns())) for s in launch.samples)
-    return math.log(mine / other)
+    """Return the log of the ratio of both artifacts' trimmed means in one launch in pair mode.
+
+    A pair is set aside where the process had to wait for a processor in either call: the kernel gave it to another
+    process, which says nothing of the artifacts. Where fewer than five pairs are left, as on an accelerator whose work
+    the processor's clock does not show, all count.
+    """
+    mine, other = (np.array(s.per_call_ns()) for s in launch.samples)
+    waited = [np.array(s.wall_ns) - np.array(s.cpu_ns) > WAITED * np.array(s.wall_ns) for s in launch.samples]
+    kept = ~(waited[0] | waited[1])
+    if kept.sum() >= MIN_PAIRS:
+        mine, other = mine[kept], other[kept]
+    return math.log(trimmed_mean(mine) / trimmed_mean(other))
 
 
 def trimmed_mean(samples: Floats, share: float = TRIM) -> float:

@@ -339,14 +339,7 @@ def measure(job: Dict[str, Any]) -> Dict[str, Any]:
         inner.append(record["inner_batch"])
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     energy = read_energy()
-    orders = [list(range(len(calls))), list(range(len(calls)))[::-1]]
-    taken = [[] for _ in calls]  # type: List[List[Tuple[int, int]]]
-    ends = time.perf_counter() + job["seconds"]
-    for turn in range(job["samples"]):
-        if turn >= job["min_samples"] and time.perf_counter() >= ends:
-            break
-        for index in orders[turn % 2]:
-            taken[index].append(timed(calls[index], inner[index]))
+    taken = in_turns(calls, inner, job["samples"], job["min_samples"], job["seconds"])
     spent_uj = energy_between(energy, read_energy())
     environment["involuntary_switches"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
     environment["load_after"] = load_average()
@@ -361,6 +354,21 @@ def measure(job: Dict[str, Any]) -> Dict[str, Any]:
         "energy_uj": spent_uj,
         "environment": environment,
     }
+
+
+def in_turns(
+    calls: List[Callable[[], Any]], inner: List[int], most: int, least: int, seconds: float
+) -> List[List[Tuple[int, int]]]:
+    """Return wall and processor times of every call's samples; who is first changes from turn to turn."""
+    orders = [list(range(len(calls))), list(range(len(calls)))[::-1]]
+    taken = [[] for _ in calls]  # type: List[List[Tuple[int, int]]]
+    ends = time.perf_counter() + seconds
+    for turn in range(most):
+        if turn >= least and time.perf_counter() >= ends:
+            break
+        for index in orders[turn % 2]:
+            taken[index].append(timed(calls[index], inner[index]))
+    return taken
 
 
 def import_numpy(job: Dict[str, Any]) -> Feed:

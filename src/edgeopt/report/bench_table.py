@@ -87,14 +87,14 @@ def _show_measurements(records: list[Document], console: Console) -> None:
 
 def _show_comparisons(records: list[Document], console: Console) -> None:
     table = Table()
-    for column in ("artifact", "against"):
-        table.add_column(column, no_wrap=column == "artifact")
+    table.add_column("artifact", overflow="fold")
+    table.add_column("against", overflow="fold")
     for column in ("time ratio", "bounds", "launches", "pairs"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for record in records:
         found = record["summary"]
-        bounds = "" if found["high"] is None else f"{found['low']:.3f} – {found['high']:.3f}"
+        bounds = "" if found["high"] is None else f"{found['low']:.3f}–{found['high']:.3f}"
         table.add_row(
             _name(record["artifact"]),
             record["against"]["path"],
