@@ -70,6 +70,7 @@ def test_damage_names_the_classes_hit_hardest():
     found = accuracy.damage(after, before, labels, NAMES)
     assert (found["lost"], found["gained"]) == (5, 1)
     assert found["drop"] == pytest.approx(4 / 30) and found["agreement"] == pytest.approx(24 / 30)
+    assert found["p_value"] == pytest.approx(2 * 7 / 64) and found["drop_at_least"] < found["drop"]
     assert found["hit_hardest"] == ["dog", "owl"]
     assert [(r["name"], round(r["drop"], 6)) for r in found["per_class"]] == [("dog", 0.4), ("owl", 0.1), ("cat", -0.1)]
 

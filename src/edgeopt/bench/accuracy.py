@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeopt.bench.paired_accuracy import mcnemar
 from edgeopt.core.paired import PairedAnswers
 
 Array = npt.NDArray[Any]
@@ -127,6 +128,9 @@ def spearman(a: Array, b: Array) -> float | None:
 def damage(told: Array, reference: Array, labels: Array, names: Sequence[str]) -> dict[str, Any]:
     """Return what changed from the original's answers to the artifact's, and which classes it hit.
 
+    `drop_at_least` is what the drop is not below (one-sided, 1 %), `p_value` the chance of so many lost or gained
+    samples if both were equally good (exact McNemar test, two-sided).
+
     Args:
         told, reference: (samples,), the answers of artifact and original.
         labels: (samples,), the true classes.
@@ -158,6 +162,7 @@ def damage(told: Array, reference: Array, labels: Array, names: Sequence[str]) -
         "gained": paired.gained,
         "drop": paired.drop,
         "drop_at_least": paired.lower_bound(),
+        "p_value": mcnemar(paired.lost, paired.gained),
         "per_class": rows,
         "hit_hardest": [r["name"] for r in rows if r["drop"] > 0][:5],
     }

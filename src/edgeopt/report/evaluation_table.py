@@ -35,7 +35,7 @@ def _scores(document: Document, title: str) -> Table:
     table.add_column("precision", no_wrap=True)
     kind = document["artifacts"][0]["metrics"]["kind"] if document["artifacts"] else "none"
     columns = {
-        "classification": ("top-1", "top-5", "F1", "ECE", "agree", "lost", "gained"),
+        "classification": ("top-1", "top-5", "F1", "ECE", "agree", "lost", "gained", "p"),
         "embedding": ("cosine", "lowest", "Spearman"),
         "none": ("agree",),
     }[kind]
@@ -55,7 +55,8 @@ def _cells(kind: str, metrics: Document, against: Document) -> list[str]:
     if kind == "classification":
         counts = [str(against[k]) if k in against else "" for k in ("lost", "gained")]
         scores = [_share(metrics[k]) for k in ("top1", "top5", "f1_macro")]
-        return [*scores, f"{metrics['calibration_error']:.4f}", agree, *counts]
+        chance = f"{against['p_value']:.2g}" if "p_value" in against else ""
+        return [*scores, f"{metrics['calibration_error']:.4f}", agree, *counts, chance]
     if kind == "embedding":
         ranked = metrics["spearman"]
         return [f"{metrics['cosine']:.6f}", f"{metrics['cosine_min']:.6f}", "" if ranked is None else f"{ranked:.5f}"]
