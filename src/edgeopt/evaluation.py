@@ -23,6 +23,7 @@ from edgeopt.core.card import read_card
 from edgeopt.core.errors import ArtifactError, CancelledRunError, EdgeoptError, UsageError
 from edgeopt.core.formats import Format, format_named, format_of_file
 from edgeopt.core.model import TensorSpec
+from edgeopt.data import is_builtin
 from edgeopt.steps import Document, Plan, Source, Workshop, workshop
 
 EVAL_FILE = "eval.json"
@@ -168,7 +169,7 @@ def _described(work: Workshop, subject: Subject, data: str | None, samples: int,
         base = card.parent
         model |= {"task": told.task, "preprocess": told.preprocess.model_dump(mode="json")}
         model["labels"] = _card_labels(told.labels, base)
-        data = data or (str(base / told.data.eval) if told.data.eval and ":" not in told.data.eval else told.data.eval)
+        data = data or _beside(told.data.eval, base)
     if "preprocess" not in model:
         raise UsageError(
             f"{subject.artifacts[0][2]}: nothing tells how its inputs are made: give --card CARD.yaml, or --against a "
@@ -179,7 +180,7 @@ def _described(work: Workshop, subject: Subject, data: str | None, samples: int,
     if record.get("calibration_source", record.get("source")) != record.get("source"):
         calibrated = 0  # on other data than it was verified on
     own = data is None
-    data = data or record.get("source")
+    data = data or _beside(record.get("source"), Path(str(model.get("source"))).parent)
     if data is None:
         raise UsageError("no data to evaluate on: give --data FILE")
     form, _, path = subject.artifacts[0]
@@ -210,6 +211,11 @@ def _described(work: Workshop, subject: Subject, data: str | None, samples: int,
         )
     work.context.progress.finish("data", f"{told_of_data['verified']} samples", ok=True)
     return {"model": model, "data": told_of_data}
+
+
+def _beside(name: str | None, folder: Path) -> str | None:
+    """Return the data that a card names, whose path starts at the card's folder."""
+    return name if name is None or is_builtin(name) else str(folder / name)
 
 
 def _fed(record: Document) -> Document:

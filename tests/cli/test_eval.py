@@ -79,12 +79,13 @@ def onnx_file(weights, step=0.0):
 
 
 @pytest.fixture(scope="module")
-def bundle(make_bundle, weights):
+def bundle(make_bundle, weights, place):
     model = {
         "inputs": [{"name": "image", "shape": [1, 1, 8, 8], "dtype": "float32", "layout": "NCHW"}],
         "outputs": [{"name": "logits", "shape": [1, 3], "dtype": "float32"}],
         "preprocess": {"color": "gray", "scale": 0.00392, "mean": [0.5], "std": [0.25]},
         "labels": ["cat", "dog", "owl"],
+        "source": str(place / "card.yaml"),
     }
     files = {"onnx/fp32": onnx_file(weights), "onnx/static_wi8_ai8": onnx_file(weights, 0.05), "onnx/fp16": b"broken"}
     return make_bundle("net", files, model=model)
@@ -128,6 +129,12 @@ def test_coarse_weights_change_answers_and_they_are_shown(evaluated):
     assert changed, "the weights are coarse enough to change some answers of a random network"
     picture = evaluated["thumbnails"][str(changed[0])]
     assert picture.startswith("data:image/png;base64,iVBOR")
+
+
+def test_the_data_that_the_bundle_names_is_found_beside_the_card(edgeopt, bundle):
+    ran = edgeopt("eval", bundle, "--only", "fp32", "--samples", "5", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["data"]["source"].endswith("test.csv") and ran.json["data"]["verified"] == 5
 
 
 def test_one_file_against_the_model_itself(edgeopt, bundle, place):
