@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -212,6 +214,32 @@ def test_equal_values_under_other_names_are_the_same():
     assert rewrites.merge_repeated_quantization(model) == 2
     np.testing.assert_array_equal(run(model, x=x)[0], before)
     assert kinds(model) == ["QuantizeLinear", "DequantizeLinear", "Relu"]
+
+
+@pytest.mark.parametrize(("scale", "pooled"), [(0.05, True), (4000.0, False)])
+def test_a_mean_is_pooled_in_integers_where_the_kernel_takes_its_scales(scale, pooled):
+    model = model_of(
+        [
+            *qdq("x", "x8", "a"),
+            helper.make_node("ReduceMean", ["x8", "axes"], ["m"], keepdims=0, name="mean"),
+            *qdq("m", "y", "b", scale="t", zero="u"),
+        ],
+        {
+            "s": np.float32(scale),
+            "z": np.uint8(128),
+            "t": np.float32(0.01),
+            "u": np.uint8(0),
+            "axes": np.array([2, 3]),
+        },
+        {"x": (1, 3, 4, 4)},
+    )
+    model = onnx.shape_inference.infer_shapes(model)
+    assert rewrites.pool_means(model) == int(pooled)
+    assert ("GlobalAveragePool" in kinds(model)) == pooled
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.isfinite(session.run(None, {"x": np.abs(image(1, 3, 4, 4)) * np.float32(scale)})[0]).all()
 
 
 @given(st.permutations(range(5)))
