@@ -256,6 +256,8 @@ def test_a_summary_says_what_is_missing(make_launch, make_measurement):
     uneven = summarize(make_measurement([make_launch([8e6] * 50), make_launch([12e6] * 50, output="other")]))
     assert any("launches differ by" in note for note in uneven.notes)
     assert "outputs differ from launch to launch" in uneven.notes
+    busy = summarize(make_measurement([replace(make_launch([8e6] * 50), environment={"load_before": 7.25})] * 3))
+    assert "load 7.2 at the start: other work was running" in busy.notes
 
 
 settings.register_profile("statistics", deadline=None)

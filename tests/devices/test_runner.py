@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,18 @@ def test_short_calls_are_timed_in_groups():
     wall, cpu = runner.timed(lambda: None, inner)
     assert wall > 5_000
     assert cpu > 0
+
+
+def test_the_loop_adds_less_than_a_microsecond_to_a_short_call():
+    def nothing():
+        return None
+
+    _, inner = runner.warm_up(nothing, 5, 0.005)
+    reported = sorted(runner.timed(nothing, inner)[0] / inner for _ in range(50))
+    assert reported[5] < 1_000
+    started = time.process_time_ns()
+    (samples,) = runner.in_turns([nothing], [inner], 200, 200, 0.0)
+    assert (time.process_time_ns() - started) / (len(samples) * inner) < 1_000
 
 
 def test_energy_is_read_where_the_machine_offers_it(tmp_path):

@@ -46,6 +46,7 @@ MIN_EFFECT = 0.025
 MIN_LAUNCHES = 3
 MIN_PAIRS = 5
 WAITED = 0.02
+BUSY_LOAD = 1.5  # the bench itself keeps one process running
 RESAMPLES = 1000
 
 
@@ -262,6 +263,9 @@ def summarize(measurement: Measurement) -> Summary:
     spread = float(np.std([math.log(trimmed_mean(g)) for g in groups], ddof=1)) if len(groups) > 1 else None
     if spread is not None and spread > math.log(1.1):
         notes.append(f"launches differ by {100 * math.expm1(spread):.0f} % (one standard deviation): compare in pairs")
+    load = launches[0].environment.get("load_before")
+    if load is not None and load > BUSY_LOAD:
+        notes.append(f"load {load:.1f} at the start: other work was running")
     if len({launch.samples[0].output_sha256 for launch in launches}) > 1:
         notes.append("outputs differ from launch to launch")
     calls = sum(len(launch.samples[0].wall_ns) * launch.samples[0].inner_batch for launch in launches)

@@ -13,7 +13,7 @@ A job is a JSON object:
     samples, min_samples, seconds
                  timed samples at most (100); at least (5), even if `seconds` (1.0) are over by then
     warm_up_calls, warm_up_seconds
-                 untimed calls at least (5), and for at least so long (0.1)
+                 untimed calls at least (3), and for at least so long (0.1)
     spawned_ns   CLOCK_MONOTONIC when the caller started this process; without it the kernel's record of that, to 10 ms
     with_parent  end when the parent thread ends (false; Linux)
 
@@ -51,7 +51,7 @@ KNOWN = {
     "samples": 100,
     "min_samples": 5,
     "seconds": 1.0,
-    "warm_up_calls": 5,
+    "warm_up_calls": 3,
     "warm_up_seconds": 0.1,
     "spawned_ns": None,
     "with_parent": False,

@@ -105,6 +105,13 @@ def _show_comparisons(records: list[Document], console: Console) -> None:
             Text(found["verdict"], COLOURS[found["verdict"]]),
         )
     console.print(table)
+    for record in records:
+        found = record["summary"]
+        if found["verdict"] == "inconclusive" and found["spread"] is not None:
+            told = (
+                f"launches differ by {100 * found['spread']:.1f} %; a quieter machine or a higher --max-seconds helps"
+            )
+            console.print(f"{_name(record['artifact'])}: inconclusive: {told}", highlight=False, soft_wrap=True)
 
 
 def _name(artifact: Document) -> str:
