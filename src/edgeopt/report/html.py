@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import resources
 
 from jinja2 import BaseLoader, Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from edgeopt.report.charts import Point, histograms, pareto
 from edgeopt.report.contents import BundleReport, Report, Sensitivity, Unit
@@ -35,9 +35,18 @@ def html_page(report: Report) -> str:
         "size": size,
         "smallest": _smallest,
     }
+    environment.filters["breakable"] = _breakable
     template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
     style = Markup((folder / "report.css").read_text(encoding="utf-8"))  # the package's own file
     return template.render(report=report, css=style) + "\n"
+
+
+def _breakable(text: str) -> Markup:
+    """Return a name that may be broken behind its separators; it is escaped before they are marked."""
+    marked = str(escape(text))
+    for separator in "/_.":
+        marked = marked.replace(separator, f"{separator}<wbr>")
+    return Markup(marked)
 
 
 def _sections(bundle: BundleReport) -> tuple[tuple[str, str, bool], ...]:
