@@ -66,7 +66,8 @@ def bench(names: tuple[Path, ...], context: Context, request: Request, *, on: st
         UsageError: no such file, bundle or device; a format whose latency cannot be measured, where nothing else was
             named; or nothing to compare with.
     """
-    from edgeopt.bench.statistics import compare_measurement, summarize  # numpy is loaded only where it is needed
+    from edgeopt.bench.latency import summarize  # numpy is loaded only where it is needed
+    from edgeopt.bench.statistics import compare_measurement
 
     found = [artifact for name in names for artifact in _artifacts(name)]
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in found]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeopt.bench.latency import summarize
 from edgeopt.bench.statistics import (
     alpha_of_look,
     bootstrap_median,
@@ -20,7 +21,6 @@ from edgeopt.bench.statistics import (
     log_ratio,
     min_samples,
     percentile,
-    summarize,
     trimmed_mean,
 )
 from edgeopt.core.measurement import Measurement, PairedMeasurement

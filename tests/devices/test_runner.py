@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
 import time
@@ -171,6 +172,20 @@ def test_the_loop_adds_less_than_a_microsecond_to_a_short_call():
     started = time.process_time_ns()
     (samples,) = runner.in_turns([nothing], [inner], 200, 200, 0.0)
     assert (time.process_time_ns() - started) / (len(samples) * inner) < 1_000
+
+
+def test_outputs_that_are_no_arrays_have_a_hash_too():
+    assert runner.digest([[{1: 0.5}], np.zeros(2)]) != runner.digest([[{1: 0.6}], np.zeros(2)])
+
+
+def test_an_engine_that_fails_later_is_one_line(monkeypatch, tmp_path):
+    calls = iter([[np.zeros(1)]] * 3)
+    loaded = runner.Loaded(lambda: next(calls), list, [])
+    engine = type("Engine", (), {"packages": (), "__init__": lambda *_: None, "load": lambda *_: loaded})
+    monkeypatch.setitem(runner.ENGINES, "executorch", engine)
+    (tmp_path / "net.pte").write_bytes(b"")
+    told = runner.perform(json.dumps(job(tmp_path / "net.pte", "executorch")))
+    assert told == {"error": "the timed calls failed: StopIteration:", "kind": "artifact"}
 
 
 def test_energy_is_read_where_the_machine_offers_it(tmp_path):

@@ -295,8 +295,11 @@ def digest(arrays: List[Any]) -> str:
     """Return the sha256 of arrays' dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for array in arrays:
-        total.update("{}{}".format(array.dtype.str, list(array.shape)).encode())
-        total.update(array.tobytes())
+        if hasattr(array, "tobytes"):
+            total.update("{}{}".format(array.dtype.str, list(array.shape)).encode())
+            total.update(array.tobytes())
+        else:  # ONNX has outputs that are lists and maps
+            total.update(repr(array).encode())
     return total.hexdigest()
 
 
@@ -410,10 +413,12 @@ def first_call(engine: Any, told: Dict[str, Any], feed: Feed) -> Tuple[Loaded, D
     return artifact, {"load_ns": load_ns, "first_ns": first_ns, "output_sha256": digest(outputs)}
 
 
-def since_start(spawned_ns: Optional[int]) -> int:
-    """Return the nanoseconds since this process was started."""
+def since_start(spawned_ns: Optional[int]) -> Optional[int]:
+    """Return the nanoseconds since this process was started; None where nobody knows."""
     if spawned_ns is not None:
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC) - spawned_ns
+    if not sys.platform.startswith("linux"):
+        return None
     ticks = int(text("/proc/self/stat").rpartition(")")[2].split()[19])
     started = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started
@@ -544,6 +549,9 @@ def perform(content: str) -> Dict[str, Any]:
         return {"launch": measure(job)}
     except Refused as refused:
         return {"error": str(refused), "kind": refused.kind}
+    except Exception as error:  # noqa: BLE001 - the process boundary: an engine may still fail at a later call
+        told = "the timed calls failed: {}: {}".format(type(error).__name__, error)
+        return {"error": str(Refused("artifact", told)), "kind": "artifact"}
 
 
 def main() -> int:
