@@ -8,7 +8,8 @@ from pathlib import Path
 from edgeopt.bundle.folder import MANIFEST
 from edgeopt.bundle.reading import Document, open_bundle, read_document
 from edgeopt.core.errors import UsageError
-from edgeopt.report.contents import BundleReport, Documents, Report, bundle_report
+from edgeopt.report.contents import BundleReport, Report
+from edgeopt.report.documents import Documents, bundle_report
 
 RECIPES = ("recipe.yaml", "recipe.yml")
 MAX_RECIPE_BYTES = 1 << 20
