@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeopt import steps
 from edgeopt.bundle.folder import staged
-from edgeopt.bundle.manifest import keep_logs, write_manifest
+from edgeopt.bundle.manifest import keep_beside, keep_logs, write_manifest
 from edgeopt.context import Context
 from edgeopt.conversion import Conversion
 from edgeopt.core.errors import NothingExportedError
@@ -47,6 +47,7 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
+        keep_beside(work.folder, bundle)
         document = {
             "edgeopt": version("edgeopt"),
             "model": prepared["model"],

@@ -37,6 +37,7 @@ EXTRAS = {
     "tokenizers": "text",
     "torchao": "executorch",
     "transformers": "hf",
+    "ultralytics": "yolo",
 }
 
 

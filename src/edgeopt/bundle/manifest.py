@@ -21,6 +21,12 @@ def keep_logs(failures: list[dict[str, Any]], bundle: Path, out: Path) -> None:
             failure["log"] = str(out / "logs" / log.name)
 
 
+def keep_beside(work: Path, bundle: Path) -> None:
+    """Move what an app needs beside the artifacts, such as a tokenizer, from the working folder into the bundle."""
+    for file in sorted((work / "beside").glob("*")):
+        shutil.copyfile(file, bundle / file.name)
+
+
 def write_manifest(bundle: Path, document: dict[str, Any]) -> None:
     """Write `manifest.json`, with size and sha256 of every file beside it under `files`."""
     files = [p for p in sorted(bundle.rglob("*")) if p.is_file()]

@@ -33,6 +33,8 @@ def choose(
     With `data`, or a card with one data source, calibration takes the first samples of a seeded permutation and
     verification those after them; only a source too small for both is used twice, which the record says.
 
+    Without data, a model with a tokenizer is verified on the built-in sentences, any other on seeded noise.
+
     Raises:
         UsageError: no data, where calibration is a must.
     """
@@ -41,6 +43,8 @@ def choose(
     if evaluation_name is None:
         if must_calibrate:
             raise UsageError("static int8 is calibrated on real inputs: give --data FILE, or data in the model's card")
+        if model.card.preprocess.tokenizer and all(len(s.shape) == 2 for s in model.inputs):
+            return choose(model, "sentences", base, samples, 0)
         noise = Choice(range(samples), lambda i: _noise(model.inputs, i))
         return noise, None, {"inputs": "random", "verified": samples, "calibrated": 0, "source": None}
     evaluation = open_data(_from_here(evaluation_name, data), model.card, model.inputs, base)
