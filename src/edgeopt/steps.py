@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.context import Context
+from edgeopt.core.detection import METRICS
 from edgeopt.core.errors import (
     ArtifactError,
     EdgeoptError,
@@ -225,7 +227,10 @@ def compare(
         evidence = bundle / "evidence" / f"{path.name}.npz"
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
-    return result.to_json() | ({"notes": ran["notes"]} if ran["notes"] else {})
+    told = {name: ran[name] for name in ("notes", "metrics") if ran.get(name)}
+    if "metrics" in told:
+        told["reference_metrics"] = json.loads((work.folder / "reference" / METRICS).read_bytes())
+    return result.to_json() | told
 
 
 def compare_speed(

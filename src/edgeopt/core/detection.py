@@ -12,6 +12,8 @@ from edgeopt.core.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
 
+METRICS = "metrics.json"
+"""File beside stored outputs."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

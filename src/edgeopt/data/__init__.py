@@ -24,6 +24,9 @@ _OPENERS = {
     ".ndjson": ("table", "Table"),
     ".npz": ("npz", "open_npz"),
     ".zip": ("image_folder", "ImageFolder"),
+    ".json": ("detection", "open_coco"),
+    ".yaml": ("detection", "open_yolo"),
+    ".yml": ("detection", "open_yolo"),
 }
 
 
@@ -31,8 +34,8 @@ def open_data(name: str, card: ModelCard, inputs: tuple[TensorSpec, ...], base: 
     """Open the data called `name` for a model.
 
     Args:
-        name: `sentences` (texts), `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip, .csv, .tsv, .jsonl or .npz
-            file. A relative path starts at `base`; write `./digits` for a folder of such a name.
+        name: `sentences` (texts), `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip, .csv, .tsv, .jsonl, .npz,
+            .json (COCO) or .yaml (YOLO) file. A relative path starts at `base`; write `./digits` for a folder of such a name.
         card: preprocessing, labels and task.
         inputs: the model's inputs, with the batch dimension.
         base: the card's folder; its labels and tokenizer are looked up there too.

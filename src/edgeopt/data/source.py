@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from edgeopt.core.card import ModelCard
+from edgeopt.core.detection import Truth
 from edgeopt.core.model import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -24,12 +25,14 @@ class Sample:
         label: class index; None where the data has none.
         id: names the sample for people: an image's path, a table's line, an array's index.
         slices: further columns of a table (`camera`, `language`, ...), for results per group.
+        truth: the objects in an image, where the data tells them.
     """
 
     inputs: dict[str, Array]
     label: int | None
     id: str
     slices: dict[str, str] = field(default_factory=dict)
+    truth: Truth | None = None
 
 
 class DataSource(Protocol):

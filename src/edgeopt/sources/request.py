@@ -30,6 +30,7 @@ SUFFIXES = {
 }
 PREFIXES = {"hf": "transformers", "yolo": "ultralytics"}
 """Short prefixes, and the plugins that they stand for."""
+PREFIXED = re.compile(r"[a-z][a-z0-9_-]+:")
 PEEKED_BYTES = 2**20
 
 
@@ -120,7 +121,7 @@ def understand(
         UsageError: no such file, no such prefix, or a suffix that nothing reads.
     """
     folder = folder or Path.cwd()
-    if source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml")) and not PREFIXED.match(source):
         return _from_card(folder / source, arch, trust, shapes)
     card = ModelCard(source=source, arch=arch)
     kind, location = _classify(source, folder, arch)
@@ -131,7 +132,7 @@ def understand(
 def _from_card(path: Path, arch: str | None, trust: bool, shapes: tuple[tuple[int, ...], ...]) -> SourceRequest:
     card = read_card(path)
     folder = path.resolve().parent
-    if card.source.endswith((".yaml", ".yml")):
+    if card.source.endswith((".yaml", ".yml")) and not PREFIXED.match(card.source):
         raise UsageError(f"{path}: source {card.source!r} is a card itself; name the model's file")
     kind, location = _classify(card.source, folder, arch or card.arch)
     for code in filter(None, (location if kind == "code" else None, _absolute(card.arch, folder))):

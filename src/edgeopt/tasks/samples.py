@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgeopt.core.model import Model, TensorSpec
 from edgeopt.data import is_builtin, open_data
 from edgeopt.data.source import DataSource, Sample
 from edgeopt.worker import report
+
+TRUTH = "truth.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def choose(
 def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -> bool:
     """Write `<input>.npy` of shape (batches, *input shape) and `labels.npy`; returns whether all are labelled.
 
+    Where the data tells the objects in each image, they are written to `truth.json`.
+
     Samples are grouped by the model's batch size; the last batch is filled by repeating its last sample.
     """
     folder.mkdir()
@@ -79,11 +84,13 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         for s in inputs
     }
     labels = np.full(count * batch, -1, np.int64)
+    truths: list[dict[str, Any] | None] = []
     sample: Sample | None = None
     for position in range(count * batch):
         if position < len(choice.indices):
             sample = choice.read(choice.indices[position])
             labels[position] = -1 if sample.label is None else sample.label
+            truths.append(sample.truth.to_json() if sample.truth else None)
             if position % 16 == 0:
                 report(f"reading inputs {position}/{len(choice.indices)}")
         assert sample is not None
@@ -93,7 +100,9 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         array.flush()
     labels = labels[: len(choice.indices)]
     np.save(folder / "labels.npy", labels)
-    return bool((labels >= 0).all())
+    if all(truths):
+        (folder / TRUTH).write_text(json.dumps(truths))
+    return bool((labels >= 0).all()) or all(truths)
 
 
 def _from_here(name: str, asked_for: str | None) -> str:
