@@ -27,14 +27,14 @@ from edgeopt.sources.torchvision_ops import import_torchvision
 
 import_torchvision()
 
-import ultralytics
-from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
+import ultralytics  # noqa: E402
+from ultralytics.cfg import get_cfg  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from shapes import NAMES, scene
+from shapes import NAMES, scene  # noqa: E402
 
 SIDE = 160
 BATCH = 16

@@ -102,6 +102,30 @@ def verify(
     return document
 
 
+def predict(
+    artifacts: tuple[Path, ...],
+    images: Path,
+    out: Path,
+    context: Context,
+    *,
+    card: Path | None = None,
+    confidence: float | None = None,
+    frames: int = 300,
+) -> Document:
+    """Run artifacts on an image, a folder of images or a video; pictures of what each finds are written to `out`.
+
+    Raises:
+        UsageError: no artifact, or nothing tells its task and preprocessing: no bundle around it and no card.
+        DataError: no readable image or video.
+    """
+    for artifact in artifacts:
+        steps.artifact_format(artifact)
+    with staged(out) as folder, workshop(context, folder) as work:
+        document = steps.predict(work, artifacts, images, folder, card, confidence, frames)
+        write_manifest(folder, document)
+    return document
+
+
 def inspect(source: Source, context: Context) -> Document:
     """Return parameters, MACs, layers, inputs, outputs and operator counts of a model or an artifact.
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "onnxslim": "onnx",
+    "pycocotools": "detection",
     "sklearn": "models",
     "tensorflow": "tf",
     "tf2onnx": "tf",

@@ -233,6 +233,33 @@ def compare(
     return result.to_json() | told
 
 
+def predict(
+    work: Workshop,
+    artifacts: tuple[Path, ...],
+    images: Path,
+    folder: Path,
+    card: Path | None,
+    confidence: float | None,
+    frames: int,
+) -> Document:
+    """Draw what artifacts find in images; returns it as data."""
+    arguments = {
+        "artifacts": [{"path": str(a), "runtime": artifact_format(a).runtime} for a in artifacts],
+        "images": str(images),
+        "card": str(card) if card else None,
+        "confidence": confidence,
+        "frames": frames,
+        "folder": str(folder),
+    }
+    what = f"predicting on {images}"
+    with work.worker(threads=work.context.jobs) as worker:
+        document: Document = work.call(
+            worker, "predict", "predict:predict", arguments, what=what, failure=ArtifactError
+        )
+    work.context.progress.finish("predict", f"{len(document['predictions'])} images", ok=True)
+    return document
+
+
 def compare_speed(
     work: Workshop, worker: Worker, name: str, form: Format, path: Path, against: Path, prepared: Document
 ) -> Document:

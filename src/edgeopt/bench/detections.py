@@ -51,5 +51,8 @@ def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the intersection over union of one box `[4]` with each of `[n, 4]`."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     common = np.clip(sides, 0, None).prod(1)
-    union = np.clip(box[2:] - box[:2], 0, None).prod() + np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    union = (
+        np.clip(box[2:] - box[:2], 0, None).prod() + np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1) - common
+    )
+    shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return shares

@@ -34,8 +34,9 @@ def open_data(name: str, card: ModelCard, inputs: tuple[TensorSpec, ...], base: 
     """Open the data called `name` for a model.
 
     Args:
-        name: `sentences` (texts), `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip, .csv, .tsv, .jsonl, .npz,
-            .json (COCO) or .yaml (YOLO) file. A relative path starts at `base`; write `./digits` for a folder of such a name.
+        name: `sentences` (texts), `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip,
+            .csv, .tsv, .jsonl, .npz, .json (COCO) or .yaml (YOLO) file. A relative path starts at `base`; write
+            `./digits` for a folder of such a name.
         card: preprocessing, labels and task.
         inputs: the model's inputs, with the batch dimension.
         base: the card's folder; its labels and tokenizer are looked up there too.

@@ -126,7 +126,15 @@ def open_yolo(path: Path, card: ModelCard, inputs: tuple[TensorSpec, ...], base:
         given = document["names"]
         names = {int(k): str(v) for k, v in (given.items() if isinstance(given, dict) else enumerate(given))}
         split = next(str(document[s]) for s in SPLITS if isinstance(document.get(s), str))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise DataError(f"{path}: not a YOLO data file with names and val, test or train: {error}") from error
     except StopIteration as error:
         raise DataError(f"{path}: names no folder of images under val, test or train") from error

@@ -41,4 +41,5 @@ def to_input(boxes: Array, place: Window) -> Array:
 def to_image(boxes: Array, place: Window, size: tuple[int, int]) -> Array:
     """Return boxes `[n, 4]` of the input in pixels of the image of `size` (height, width), cut at its edges."""
     own = (boxes - np.asarray(place.offset * 2)) / np.asarray(place.scale * 2)
-    return np.clip(own, 0, (size[1], size[0]) * 2).astype(np.float32)
+    cut: Array = np.clip(own, 0, (size[1], size[0]) * 2).astype(np.float32)
+    return cut

@@ -27,8 +27,8 @@ INTERPOLATIONS: dict[Interpolation, int] = {
 class ImagePreprocessor:
     """Turns one image into the one input of an image model.
 
-    In order: letterbox, or resize and centre crop; colour, `(pixel * scale - mean) / std` in float32, layout, dtype (integers are
-    rounded and clipped to their range).
+    In order: letterbox, or resize and centre crop; colour, `(pixel * scale - mean) / std` in float32, layout,
+    dtype (integers are rounded and clipped to their range).
 
     Before: `[480, 640, 3]` uint8 RGB. After, with `resize: 256, crop: 224`: `[3, 224, 224]` float32.
     """

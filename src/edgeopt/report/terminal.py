@@ -147,3 +147,18 @@ def _decibel(value: float) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
+
+
+def show_predictions(document: Document, out: str, console: Console) -> None:
+    """Print what artifacts found in each image, one line per image and artifact."""
+    table = Table("image", "artifact", "found", title_justify="left")
+    for prediction in document["predictions"]:
+        for result in prediction["results"]:
+            if "classes" in result:
+                found = ", ".join(f"{c['label']} {100 * c['score']:.1f} %" for c in result["classes"][:2])
+            else:
+                found = ", ".join(f"{d['label']} {d['score']:.2f}" for d in result["detections"][:6]) or "nothing"
+                found += ", ..." if len(result["detections"]) > 6 else ""
+            table.add_row(prediction["image"], result["artifact"], found)
+    console.print(table)
+    console.print(f"pictures: {out}", highlight=False, soft_wrap=True)

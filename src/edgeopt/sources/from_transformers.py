@@ -75,7 +75,7 @@ def load(request: SourceRequest) -> Loaded:
 
 
 def _configuration(folder: Folder) -> Any:
-    kind = folder.config.get("model_type")
+    kind = str(folder.config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         if "auto_map" in folder.config:
             raise UnsafeFileError(
@@ -121,7 +121,9 @@ def _model(folder: Folder, config: Any, request: SourceRequest) -> tuple[torch.n
     model, found = _guarded(build, where)
     missing, mismatched = sorted(found["missing_keys"]), sorted(found["mismatched_keys"], key=str)
     if missing:
-        raise SourceError(f"{folder.path}: {len(missing)} weights of {type(model).__name__} missing, first {missing[0]}")
+        raise SourceError(
+            f"{folder.path}: {len(missing)} weights of {type(model).__name__} missing, first {missing[0]}"
+        )
     if mismatched:
         raise SourceError(f"{folder.path}: weights do not fit the configuration, first {mismatched[0]}")
     unused = len(found["unexpected_keys"])

@@ -1,4 +1,4 @@
-"""`yolo:FILE.pt`, `yolo:NAME.yaml`, or a `.pt` file that names ultralytics' classes: detection, segmentation, pose, classes.
+"""`yolo:FILE.pt`, `yolo:NAME.yaml`, or a `.pt` file of ultralytics: detection, segmentation, pose, classes.
 
 ultralytics is licensed under AGPL-3.0; this module alone imports it, and only when such a model is named.
 """
@@ -54,9 +54,10 @@ DOWNLOADS = ("TorchVision",)
 class Network(torch.nn.Module):
     """A network in export mode: image `[batch, 3, height, width]` of 0 to 1 to separate tensors.
 
-    `boxes` `[batch, 4, anchors]` (left, top, right, bottom in pixels of the input), `scores` `[batch, classes, anchors]`,
-    and `masks` with `prototypes`, or `keypoints`. Boxes and scores are apart, unlike in ultralytics' own export: in one
-    quantized tensor the boxes' range would leave nothing of the scores.
+    `boxes` `[batch, 4, anchors]` (left, top, right, bottom in pixels of the input), `scores`
+    `[batch, classes, anchors]`, and `masks` with `prototypes`, or `keypoints`. Boxes and scores
+    are apart, unlike in ultralytics' own export: in one quantized tensor the boxes' range would leave nothing of the
+    scores.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -169,9 +170,10 @@ def _size(model: Any, task: str, request: SourceRequest) -> tuple[int, ...]:
     return shapes[0]
 
 
-def _exportable(model: Any, example: torch.Tensor) -> torch.nn.Module:
+def _exportable(model: Any, example: torch.Tensor) -> Any:
     """Return the network fused and in export mode, its decoded outputs apart."""
     model = copy.deepcopy(model).float().eval()
+    layer: Any
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     head = model.model[-1]
@@ -179,15 +181,15 @@ def _exportable(model: Any, example: torch.Tensor) -> torch.nn.Module:
         head.end2end = False  # its top-k would reorder detections whose scores nearly tie
     model = model.fuse(verbose=False) if isinstance(head, Detect) else model
     head = model.model[-1]
-    for module in model.modules():
-        if isinstance(module, Detect | Classify):
-            module.export, module.format, module.dynamic = True, "onnx", False
-        if isinstance(module, Detect):
-            module.shape, module.xyxy = None, True
-        if hasattr(module, "inplace"):
-            module.inplace = False
+    for layer in model.modules():
+        if isinstance(layer, Detect | Classify):
+            layer.export, layer.format, layer.dynamic = True, "onnx", False
+        if isinstance(layer, Detect):
+            layer.shape, layer.xyxy = None, True
+        if hasattr(layer, "inplace"):
+            layer.inplace = False
     if isinstance(head, Detect) and not head.end2end:
-        head._inference = MethodType(_decoded, head)
+        setattr(head, "_inference", MethodType(_decoded, head))  # noqa: B010 - a method is put in its place
     with torch.no_grad():
         model(example)  # computes the anchors, which are constants of the graph from then on
     return model

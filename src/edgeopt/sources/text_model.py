@@ -65,7 +65,7 @@ class ImageModel(torch.nn.Module):
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Return one vector per text of hidden states `[batch, length, width]`: the first token's, the mean, or the maximum."""
+    """Return one vector per text of hidden states `[batch, length, width]`: first token, mean, or maximum."""
     if how == "cls":
         return hidden[:, 0]
     weights = mask.to(hidden.dtype)[:, :, None]

@@ -121,6 +121,8 @@ def open_folder(request: SourceRequest) -> Folder:
     path = _find(location, request)
     config = read_json(path / "config.json")
     _check_sizes(config, path)
+    if "model_type" not in config and "architecture" in config:
+        raise UsageError(f"{request.spoken}: a model of timm; name it timm:{location}")
     if config.get("quantization_config"):
         raise SourceError(f"{path}: its weights are quantized already; name the model in float")
     told = request.card.task if request.card.task in TASKS and request.card.task != "generic" else ""

@@ -57,7 +57,9 @@ def mean_average_precision(truths: list[Truth], found: list[Detections]) -> dict
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise MissingBackendError("pycocotools", "detection") from error
-    images, annotations, results = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for index, (truth, detections) in enumerate(zip(truths, found, strict=True), 1):
         images.append({"id": index, "height": truth.size[0], "width": truth.size[1]})
         for box, kind, crowd in zip(truth.boxes, truth.classes, truth.crowd, strict=True):

@@ -82,6 +82,7 @@ def prepare(
             "outputs": [s.to_json() for s in outputs],
             "license": model.card.license,
             "preprocess": model.card.preprocess.model_dump(mode="json") | tokenizer,
+            "detection": model.card.detection.model_dump(mode="json"),
             "labels": labels_of(model.card, request.folder),
             "notes": list(model.notes),
         },

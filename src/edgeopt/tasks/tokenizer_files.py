@@ -1,4 +1,4 @@
-"""A text model's tokenizer for the bundle, with texts and their token ids that an app's own tokenizer can be held to."""
+"""A text model's tokenizer for the bundle, with texts and their token ids to hold an app's own against."""
 
 from __future__ import annotations
 
