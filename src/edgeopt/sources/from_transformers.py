@@ -90,6 +90,7 @@ def _configuration(folder: Folder) -> Any:
 def _model(folder: Folder, config: Any, request: SourceRequest) -> tuple[torch.nn.Module, tuple[str, ...]]:
     auto = getattr(transformers, AUTO[folder.task])
     config.return_dict = True
+    config.architectures = config.architectures or []
     if type(config) not in auto._model_mapping:
         raise UsageError(f"{request.spoken}: transformers has no {folder.task} model of type {config.model_type}")
     extra = {"add_pooling_layer": False} if AUTO[folder.task] == "AutoModel" and _pools(auto, config) else {}
