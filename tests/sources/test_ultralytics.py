@@ -141,6 +141,40 @@ def test_four_formats(edgeopt, checkpoints, tmp_path, name):
     assert len(ran.json["artifacts"]) == 4
 
 
+SCORE = """
+import json, sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch
+from shapes import write
+from edgeopt.bench.detections import find
+from edgeopt.data import open_data
+from edgeopt.sources.request import understand
+from edgeopt.tasks.detect import EVALUATION, mean_average_precision
+from edgeopt.tasks.prepare import load
+torch.set_num_threads(1)
+model = load(understand(sys.argv[1] + "/card.yaml"))
+with tempfile.TemporaryDirectory() as folder:
+    write(Path(folder), images=40, seed=7)
+    data = open_data(folder + "/annotations.json", model.card, model.inputs, Path())
+    samples = [data[i] for i in range(len(data))]
+found = []
+with torch.no_grad():
+    for sample in samples:
+        outputs = model.module(torch.from_numpy(sample.inputs["image"])[None])
+        found.append(find({n: o[0].numpy() for n, o in zip(model.card.outputs, outputs)}, EVALUATION))
+print(json.dumps(mean_average_precision([s.truth for s in samples], found)))
+"""
+
+
+@needs_ultralytics
+def test_the_reference_detector_finds_shapes(root):
+    if find_spec("pycocotools") is None:
+        pytest.skip("needs the extra detection: pycocotools")
+    metrics = json.loads(_python(SCORE, root / "models" / "shapes-yolo").splitlines()[-1])
+    assert metrics["map50"] >= 0.9
+
+
 HOSTILE_YAML = {
     "activation": "activation: __import__('os').mkdir('MARKER')\nnc: 1\nbackbone: [[-1, 1, Conv, [8, 3, 2]]]\n"
     "head: [[[0], 1, Detect, [nc]]]\n",
