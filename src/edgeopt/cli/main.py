@@ -15,6 +15,7 @@ VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
     "predict": "Run an artifact on images or a video and draw what it finds.",
+    "sensitivity": "Show what quantizing each layer costs, and which layers to keep in float.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
