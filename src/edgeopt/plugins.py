@@ -32,6 +32,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "onnxslim": "onnx",
+    "pycocotools": "detection",
     "sklearn": "models",
     "tensorflow": "tf",
     "tf2onnx": "tf",
@@ -39,6 +40,7 @@ EXTRAS = {
     "tokenizers": "text",
     "torchao": "executorch",
     "transformers": "hf",
+    "ultralytics": "yolo",
 }
 
 
