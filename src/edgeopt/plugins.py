@@ -23,7 +23,9 @@ EXTRAS = {
     "executorch": "executorch",
     "h5py": "tf",
     "keras": "tf",
+    "lightning": "train",
     "litert_torch": "litert",
+    "mlflow": "mlflow",
     "mlxtend": "models",
     "neural_compressor": "inc",
     "onnx": "onnx",
@@ -35,7 +37,9 @@ EXTRAS = {
     "tf2onnx": "tf",
     "timm": "timm",
     "tokenizers": "text",
+    "torch_pruning": "prune",
     "torchao": "executorch",
+    "torchmetrics": "train",
     "transformers": "hf",
 }
 
