@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 from edgeopt.core.card import ModelCard
+from edgeopt.core.recipe import Recipe
 from edgeopt.core.target import Target
 
 FOLDER = Path(__file__).parents[1] / "schemas"
-DOCUMENTS = {"card": ModelCard, "target": Target}
+DOCUMENTS = {"card": ModelCard, "recipe": Recipe, "target": Target}
 
 
 def schema_text(name: str) -> str:

@@ -13,10 +13,13 @@ import click
 
 VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
+    "run": "Perform a recipe: prune, distil, quantize, export.",
+    "init": "Write a commented recipe for a model.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
+    "cache": "List or clear what finished steps left.",
 }
 
 

@@ -38,7 +38,8 @@ def parse(kind: type[S], document: Any, where: str) -> S:
             raise UsageError(
                 f"{where}: unknown option {place!r}{did_you_mean(str(first['loc'][-1]), known)}"
             ) from error
-        raise UsageError(f"{where}: {place}: {first['msg']}") from error
+        told = [where, place, first["msg"].removeprefix("Value error, ")]
+        raise UsageError(": ".join(part for part in told if part)) from error
 
 
 def read_yaml(kind: type[S], path: Path) -> S:
@@ -47,8 +48,17 @@ def read_yaml(kind: type[S], path: Path) -> S:
     Raises:
         UsageError: the file is missing, is no YAML, or does not fit.
     """
+    return parse(kind, load_yaml(path), str(path))
+
+
+def load_yaml(path: Path) -> Any:
+    """Read one YAML document, whatever it holds.
+
+    Raises:
+        UsageError: the file is missing, or is no YAML.
+    """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +69,6 @@ def read_yaml(kind: type[S], path: Path) -> S:
         raise UsageError(
             f"{place}: not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}"
         ) from error
-    return parse(kind, document, str(path))
 
 
 def _fields_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

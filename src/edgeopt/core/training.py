@@ -34,6 +34,7 @@ class TrainingSettings(Settings):
         evaluate_every: steps between two evaluations during training; None evaluates at the end only.
         patience: evaluations without improvement after which training ends, the best weights kept; needs
             `evaluate_every`. The choice is made on the evaluation data, which are then no independent test.
+        keep_zeros: weights that are exactly zero at the start stay zero, as sparse ones must.
         checkpoint_every: steps between two checkpoints.
     """
 
@@ -54,9 +55,46 @@ class TrainingSettings(Settings):
     amp: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate_every: Count | None = None
     patience: Count | None = None
+    keep_zeros: bool = False
     checkpoint_every: Count = 100
 
     def total_steps(self, samples: int) -> int:
         """Return the optimizer's steps for so many training samples; at least one."""
         per_epoch = max(1, samples // min(self.batch_size, samples))
         return self.steps or max(1, round(self.epochs * per_epoch))
+
+
+class FinetuneOptions(TrainingSettings):
+    """Trains on labels alone."""
+
+
+class DistillOptions(TrainingSettings):
+    """Trains on another model's answers.
+
+    Attributes:
+        teacher: a model as `edgeopt convert` takes it; the recipe's own model, as it came, where None.
+        temperature: that softens the classes of teacher and student.
+        label_share: of the loss that comes from labels, where there are any.
+        feature_weight: of the distance between values inside teacher and student; 0 leaves them alone.
+        features: names of the layers whose outputs are compared; four spread over the depth where none are named.
+        relation_weight: of the distance between the relations of tokens in the last attention (transformers).
+    """
+
+    teacher: str | None = None
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    label_share: Share = 0.3
+    feature_weight: Annotated[float, Field(ge=0)] = 0.0
+    features: tuple[str, ...] = ()
+    relation_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
+class CutDepthOptions(Settings):
+    """Leaves out whole blocks of a stack of equal ones, as a transformer's.
+
+    Attributes:
+        blocks: how many stay, spread evenly; the first and the last stay.
+        keep: which stay, by their numbers from 0; replaces `blocks`.
+    """
+
+    blocks: Count | None = None
+    keep: tuple[Annotated[int, Field(ge=0)], ...] = ()

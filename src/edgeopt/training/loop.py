@@ -23,7 +23,7 @@ from edgeopt.core.errors import ConversionError, UsageError
 from edgeopt.core.training import TrainingSettings
 from edgeopt.training.augment import augmented
 from edgeopt.training.examples import Examples, indices_of_step
-from edgeopt.training.network import has_open_batch, set_training
+from edgeopt.training.network import has_open_batch, move, set_training
 from edgeopt.training.objectives import Objective
 from edgeopt.training.schedules import rate_at
 from edgeopt.worker import report
@@ -129,9 +129,11 @@ class _Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Fabric's advice on its environment
             self.fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[settings.amp])  # type: ignore[arg-type]
+            move(objective.student, self.fabric.device)
             optimizer = _optimizer(objective, settings)
             self.wrapped, self.optimizer = self.fabric.setup(objective, optimizer)
         objective.place(self.fabric.device)
+        self.zeros = _zeros(objective) if settings.keep_zeros else []
         self.average = copy.deepcopy(objective.student.state_dict()) if settings.ema else None
 
     def train(self, checkpoint: Path | None, started: float) -> None:
@@ -158,7 +160,7 @@ class _Run:
             student.load_state_dict(state.kept)
         elif self.average is not None:
             student.load_state_dict(self.average)
-        student.to("cpu")
+        move(student, torch.device("cpu"))
         set_training(student, False)
         recent = state.losses[-max(1, len(state.losses) // 10) :]
         loss = sum(recent) / len(recent) if recent else float("nan")
@@ -203,6 +205,9 @@ class _Run:
                 self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
             )
         self.optimizer.step()
+        with torch.no_grad():
+            for parameter, zero in self.zeros:
+                parameter.masked_fill_(zero, 0.0)
         self.state.losses.append(float(loss.detach()))
         if self.average is not None:
             _follow(self.average, self.objective.student.state_dict(), settings.ema, step)
@@ -244,6 +249,12 @@ class _Run:
 def _keeps_best(settings: TrainingSettings) -> bool:
     """Tell whether the best weights met are the result, rather than the last."""
     return settings.patience is not None
+
+
+def _zeros(objective: Objective) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Return the weights that hold zeros, each with where they are."""
+    found = [(p, p.detach() == 0) for p in objective.student.parameters() if p.ndim > 1]
+    return [(p, zero) for p, zero in found if bool(zero.any())]
 
 
 def _optimizer(objective: Objective, settings: TrainingSettings) -> torch.optim.Optimizer:

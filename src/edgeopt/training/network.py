@@ -10,6 +10,8 @@ Before: `conv2d(x, features_0_weight, None, [1, 1], [1, 1])`. After: `self.featu
 from __future__ import annotations
 
 import contextlib
+import copy
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -39,7 +41,7 @@ def to_network(program: torch.export.ExportedProgram) -> GraphModule:
 
     Its inputs may have any number of samples where the program was exported with an open batch.
     """
-    module = program.module()
+    module = copy.deepcopy(program.module())  # else both would share their weights
     assert isinstance(module, GraphModule)
     graph = module.graph
     for node in list(graph.nodes):
@@ -156,7 +158,7 @@ def observe(network: GraphModule, nodes: Sequence[Node]) -> list[Probe]:
         with network.graph.inserting_after(node):
             call = network.graph.call_module(name, (node,))
         call.meta = dict(node.meta)
-        node.replace_all_uses_with(call, lambda user, call=call: user is not call)
+        node.replace_all_uses_with(call, partial(operator.is_not, call))
         probes.append(probe)
     network.recompile()
     return probes
