@@ -60,7 +60,7 @@ def test_import_edgeopt_is_light(interpreter_s):
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["targets"], ["targets", "--json"], ["targets", "pixel-8"]]
-    + [[verb, "--help"] for verb in ("convert", "verify", "inspect", "doctor", "targets")],
+    + [[verb, "--help"] for verb in ("convert", "run", "init", "cache", "verify", "inspect", "doctor", "targets")],
     ids=" ".join,
 )
 def test_commands_that_compute_nothing_load_nothing_heavy(arguments):

@@ -110,12 +110,21 @@ class _Compression:
             folder, record = self._original(worker, naming | asked, opened, key)
         self.opened, self.dense = opened, folder
         records = [record]
-        for number, stage in enumerate(self.run.recipe.stages):
-            if stage.kind == "quantize":
-                break
-            key, folder, record = self._stage(number, stage, key, folder)
-            records.append(record)
+        with self._trainer() as worker:
+            for number, stage in enumerate(self.run.recipe.stages):
+                if stage.kind == "quantize":
+                    break
+                key, folder, record = self._stage(worker, number, stage, key, folder)
+                records.append(record)
         return Compressed(folder / "model.pt2", self._card(folder), opened, records, self.dense)
+
+    def _trainer(self) -> Worker:
+        """Return the worker of all stages: its imports are paid once; training takes the time it takes."""
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads cost dearly where others compute too
+        if not self.run.trust:
+            environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        limits = replace(self.work.context.limits, timeout_s=math.inf)
+        return Worker(environment=environment, limits=limits, cancel=self.work.context.cancel)
 
     def _original(self, worker: Worker, asked: Document, opened: Document, key: str) -> tuple[Path, Document]:
         out = self.folder / "original"
@@ -138,7 +147,9 @@ class _Compression:
         self._told("original", record, kept is not None)
         return out, record | {"cached": kept is not None}
 
-    def _stage(self, number: int, stage: Stage, before: str, folder: Path) -> tuple[str, Path, Document]:
+    def _stage(
+        self, worker: Worker, number: int, stage: Stage, before: str, folder: Path
+    ) -> tuple[str, Path, Document]:
         name = f"{number} {stage.kind}"
         options = stage.options
         teacher = self._teacher(options)
@@ -170,25 +181,14 @@ class _Compression:
                     "checkpoint": str(checkpoint),
                     "threads": self.work.context.jobs,
                 }
-                record = self._perform(name, stage, arguments, teacher)
+                record = self.work.call(
+                    worker, name, "compress:stage", arguments, what=f"stage {name}", failure=ConversionError
+                )
                 record["seconds"] = round(time.monotonic() - started, 2)
                 self._keep(key, out, record)
         assert record is not None
         self._told(name, record, cached)
         return key, out, record | {"options": options.model_dump(mode="json", exclude_defaults=True), "cached": cached}
-
-    def _perform(self, name: str, stage: Stage, arguments: Document, teacher: Source | None) -> Document:
-        limits = self.work.context.limits
-        if stage.kind in TRAINING:
-            limits = replace(limits, timeout_s=math.inf)  # training takes what it takes; its steps are shown
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads cost dearly where others compute too
-        if teacher is not None and not teacher.trust:
-            environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        with Worker(environment=environment, limits=limits, cancel=self.work.context.cancel) as worker:
-            record: Document = self.work.call(
-                worker, name, "compress:stage", arguments, what=f"stage {name}", failure=ConversionError
-            )
-        return record
 
     def _kept(self, key: str, out: Path) -> Document | None:
         cache_ = self.work.context.cache

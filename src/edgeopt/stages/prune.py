@@ -153,8 +153,9 @@ def _chosen(
     own = scores[group.name]
     units, width = group.units.shape
     most = options.max_ratio
-    if group.name in options.layers:
-        going = most = options.layers[group.name]
+    named = [options.layers[m.layer] for m in group.members if m.side == "out" and m.layer in options.layers]
+    if named:
+        going = most = max(named)
     elif not options.budgets and options.ratio is None:
         return []
     elif options.scope == "per-layer":
@@ -181,7 +182,8 @@ def _that_hold(structure: Structure, groups: list[Group]) -> list[Group]:
         try:
             structure.pruned({g.name: g.units[0].tolist() for g in some})
         except (ValueError, RuntimeError, IndexError, KeyError, AssertionError) as error:
-            return (str(error).splitlines() or [type(error).__name__])[0][:160]
+            told = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            return f"is not followed through the graph: {told}"
         return ""
 
     if not breaks(free):

@@ -123,6 +123,8 @@ class _Run:
             raise UsageError("the model's graph holds its number of samples, so that it cannot be trained on batches")
         self.objective, self.examples, self.settings = objective, examples, settings
         self.seed, self.layout, self.evaluate = seed, layout, evaluate
+        for parameter in objective.student.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # a teacher of an earlier stage was frozen
         self.total = settings.total_steps(len(examples))
         self.state = _State()
         self.identity = _identity(objective, examples, settings, seed, identity)

@@ -53,6 +53,8 @@ def parts():
         from edgeopt.sources.torchvision_ops import import_torchvision
 
         import_torchvision()
+        if find_spec("torch_pruning"):
+            import torch_pruning  # noqa: F401
         from edgeopt.training import augment, evaluation, examples, loop, network, objectives, schedules
     return SimpleNamespace(
         augment=augment,
@@ -62,13 +64,24 @@ def parts():
         network=network,
         objectives=objectives,
         schedules=schedules,
+        prunes=find_spec("torch_pruning") is not None,
     )
 
 
+@pytest.fixture(scope="session")
+def make_net(parts):
+    """A new network of the same weights each time."""
+
+    def make():
+        torch.manual_seed(0)
+        return parts.network.to_network(parts.network.export(Net().eval(), INPUTS))
+
+    return make
+
+
 @pytest.fixture
-def net(parts):
-    torch.manual_seed(0)
-    return parts.network.to_network(parts.network.export(Net().eval(), INPUTS))
+def net(make_net):
+    return make_net()
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +96,7 @@ def test_set(parts):
     return parts.examples.Examples((images,), labels)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def score(parts, test_set):
     """Top-1 of a network on samples that training does not see."""
     return lambda network: parts.evaluation.evaluate(network, test_set, INPUTS, "image-classification").value
