@@ -1,4 +1,4 @@
-"""`edgeopt run`, `init` and `cache`, as a user meets them: plans, refusals, a whole recipe, and runs that were killed."""
+"""`edgeopt run`, `init` and `cache`, as users meet them: plans, refusals, a whole recipe, runs that were killed."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_plan_is_printed_and_nothing_done(edgeopt, folder):
     [
         (
             {"stages": [{"quantize": {}}, {"prune": {"macs": 0.5}}]},
-            "stage 0 (quantize) comes before prune: a quantized",
+            "stage 0 (quantize) comes before prune: a quant",
         ),
         ({"stages": [{"distill": {}}]}, "stage 0 (distill) comes first: the teacher is the model itself"),
         ({"stages": [{"sparsify": {"ratio": 0.5}}, {"finetune": {}}]}, "would fill the zeros: set keep_zeros: true"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -11,11 +12,12 @@ from edgeopt.cli.options import print_json, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.compression import RecipeRun
 from edgeopt.context import Context
-from edgeopt.core.recipe import read_recipe
+from edgeopt.core.recipe import Recipe, read_recipe
 from edgeopt.core.target import load_target
 from edgeopt.pipeline import recipe_plan, run
-from edgeopt.report.stages import plan_document, show_plan, show_stages
+from edgeopt.report.stages import show_plan, show_stages
 from edgeopt.report.terminal import show_bundle
+from edgeopt.steps import Plan
 
 
 @click.command("run")
@@ -56,7 +58,7 @@ def command(
     what = recipe_plan(read, load_target(read.export.target) if read.export.target else None)
     job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force)
     if dry_run:
-        document = plan_document(read, what)
+        document = _planned(read, what)
         display.close()
         if as_json:
             print_json(document)
@@ -73,3 +75,15 @@ def command(
         show_bundle(document, str(out), Console())
     sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
     return 0 if sound else 1
+
+
+def _planned(recipe: Recipe, what: Plan) -> dict[str, Any]:
+    return {
+        "model": recipe.model,
+        "data": recipe.data.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "stages": [{s.kind: s.options.model_dump(mode="json")} for s in recipe.stages],
+        "formats": [form.name for form in what.formats],
+        "precisions": list(what.precisions),
+        "target": what.target.name if what.target else None,
+    }

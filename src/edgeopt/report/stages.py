@@ -7,23 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgeopt.core.recipe import Recipe
-from edgeopt.steps import Plan
-
 Document = dict[str, Any]
-
-
-def plan_document(recipe: Recipe, what: Plan) -> Document:
-    """Return what a recipe would do."""
-    return {
-        "model": recipe.model,
-        "data": recipe.data.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "stages": [{s.kind: s.options.model_dump(mode="json")} for s in recipe.stages],
-        "formats": [form.name for form in what.formats],
-        "precisions": list(what.precisions),
-        "target": what.target.name if what.target else None,
-    }
 
 
 def show_plan(document: Document, console: Console) -> None:
