@@ -54,7 +54,7 @@ STATIC = (
         "onnx",
         INT8,
         {"per_channel": True, "activation_type": "uint8", "weight_symmetric": True},
-        "olive_static",
+        "olive",
     ),
     Case("NNCF ONNX mixed", "nncf_onnx", "onnx", INT8, {}, "nncf"),
     Case("NNCF ONNX accurate bias", "nncf_onnx", "onnx", INT8, {"fast_bias_correction": False}, "nncf"),

@@ -54,8 +54,9 @@ class Quantization:
         scheme = scheme_of(precision)
         if scheme.kind in ("float", "palettized"):
             return None
-        saturates = form.name == "onnx" and scheme.activation_bits == 8 and target is not None
-        return cls(precision, saturates and target is not None and target.kernels.reduce_range)
+        sums_bytes = scheme.activation_bits == 8 or scheme.kind == "dynamic"
+        saturates = form.name == "onnx" and sums_bytes and target is not None and target.kernels.reduce_range
+        return cls(precision, saturates)
 
 
 class Conversion:
@@ -275,7 +276,10 @@ class Conversion:
             program = folder / ("quantized.pt2" if lowers else "conditioned.pt2")
             ranges = str(folder / "ranges.json") if scheme.kind == "static" else None
             options = options.model_copy(
-                update={"keep_float": tuple(record["keep_float"]), "reduce_range": wanted.reduce_range}
+                update={
+                    "keep_float": tuple(record["keep_float"]),
+                    "reduce_range": wanted.reduce_range or options.reduce_range,
+                }
             )
         target = self.what.target
         calibrated = scheme.kind in ("static", "dynamic") and prepared["data"]["calibrated"]

@@ -58,12 +58,13 @@ class Plan:
     @property
     def calibrates(self) -> bool:
         """Whether any precision is better for calibration inputs."""
-        return any(scheme_of(p).kind in ("static", "dynamic", "weight_only") for p in self.precisions)
+        kinds = {scheme_of(p).kind for p in self.precisions}
+        return self.calibration_samples > 0 and bool(kinds & {"static", "dynamic", "weight_only"})
 
     @property
     def must_calibrate(self) -> bool:
         """Whether any precision cannot do without calibration inputs."""
-        return any(scheme_of(p).kind == "static" for p in self.precisions)
+        return self.calibrates and any(scheme_of(p).kind == "static" for p in self.precisions)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,35 @@ def test_layers_kept_in_float_are_named_and_float(edgeopt, tiny, data, tmp_path)
     assert any("Gemm" in line or "MatMul" in line for line in artifact["not_quantized"])
 
 
+def test_a_layer_that_is_not_there_is_told(edgeopt, tiny, data, tmp_path):
+    ran = edgeopt(
+        "convert", *tiny, "--to", "onnx", "--precision", "static_wi8_ai8", "--data", data, "--keep-float", "module.33",
+        "-o", tmp_path / "bundle",
+    )  # fmt: skip
+    assert ran.code != 0 and "no layer is called 'module.33'; did you mean 'module.3'" in ran.err
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("precision", ["static_wi8_ai8", "dynamic_wi8_afp32"])
+@pytest.mark.parametrize(("target", "largest"), [("linux-x86_64", 63), ("linux-x86_64-vnni", 127)])
+def test_weights_leave_room_where_sixteen_bit_sums_would_saturate(
+    edgeopt, tiny, data, tmp_path, precision, target, largest
+):
+    from edgeopt.exporters.onnx_weights import stored_weights
+
+    ran = edgeopt(
+        "convert", *tiny, "--to", "onnx", "--target", target, "--precision", precision, "--data", data, "--no-speed",
+        "--json", "-o", tmp_path / "bundle",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    (artifact,) = ran.json["artifacts"]
+    stored = stored_weights(tmp_path / "bundle" / artifact["path"])
+    assert stored and all(np.abs(w.values.astype(int)).max() == largest for w in stored)
+    assert artifact["quantization"]["weight_bits"] == (7 if largest == 63 else 8)
+    notes = " ".join(artifact["notes"])
+    assert ("7 of 8 bits" in notes) == (largest == 63) and ("VNNI saturates" in notes) == (largest == 127)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

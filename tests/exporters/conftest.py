@@ -113,7 +113,7 @@ class Prepared:
     name: str
     folder: Path
     record: dict[str, Any]
-    quantized: Path | None
+    quantized: Path | None  # a folder
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -153,6 +153,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
                 data=None,
                 samples=7,
                 calibration_samples=0,
+                must_calibrate=False,
                 folder=str(work),
             )
             execute(
@@ -167,12 +168,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
             quantized = None
             if static:
                 (work / "calibration").symlink_to(work / "inputs")
-                quantized = work / "quantized.pt2"
+                quantized = folder / "quantized"
                 quantize(
                     program=str(work / "program.pt2"),
                     inputs=record["model"]["inputs"],
+                    task="generic",
                     calibration=str(work / "calibration"),
                     out=str(quantized),
+                    precision="static_wi8_ai8",
+                    options={},
                 )
             kept[key] = Prepared(name, work, record, quantized)
         return kept[key]
@@ -194,15 +198,18 @@ def make(format_worker, prepared) -> Callable[..., Made]:
         description = FORMATS[form]
         stem = "-".join(str(part) for part in (form, precision, *options.values()))
         path = model.folder / f"{stem}{description.suffix}"
-        lowers = static and description.lowers_quantized_graph
+        program = model.folder / "program.pt2"
+        if model.quantized is not None:
+            program = model.quantized / ("quantized.pt2" if description.lowers_quantized_graph else "conditioned.pt2")
         request = {
             "name": name,
-            "program": str(model.quantized if lowers else model.folder / "program.pt2"),
+            "program": str(program),
             "inputs": model.record["model"]["inputs"],
             "outputs": model.record["model"]["outputs"],
             "precision": precision,
             "out": str(path),
             "calibration": str(model.folder / "calibration") if static else None,
+            "ranges": str(model.quantized / "ranges.json") if model.quantized else None,
             **options,
         }
         log = model.folder / f"{stem}.log"
@@ -247,9 +254,7 @@ def make(format_worker, prepared) -> Callable[..., Made]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "form" in metafunc.fixturenames and not any(
-        "form" in str(m.args[0]) for m in metafunc.definition.iter_markers("parametrize")
-    ):
-        metafunc.parametrize("form", plugins.names("exporters"))
-    if "model" in metafunc.fixturenames:
-        metafunc.parametrize("model", list(MODELS))
+    for name, values in (("form", plugins.names("exporters")), ("model", list(MODELS))):
+        own = any(name in str(m.args[0]) for m in metafunc.definition.iter_markers("parametrize"))
+        if name in metafunc.fixturenames and not own:
+            metafunc.parametrize(name, values)

@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import RNG, image, kinds, model_of, run
 
 from edgeopt.exporters import onnx_rewrites as rewrites
-
-RNG = np.random.default_rng(0)
-
-
-def model_of(nodes, constants, inputs, outputs=("y",), output_type=TensorProto.FLOAT):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in inputs.items()],
-        [helper.make_tensor_value_info(n, output_type, None) for n in outputs],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def run(model, **inputs):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)
-
-
-def kinds(model):
-    return [n.op_type for n in model.graph.node]
-
-
-def image(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def qdq(x, y, name, scale="s", zero="z", kind=None):
@@ -243,41 +216,30 @@ def test_equal_values_under_other_names_are_the_same():
     assert kinds(model) == ["QuantizeLinear", "DequantizeLinear", "Relu"]
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.sampled_from([1, 2]), st.booleans(), st.sampled_from([1.0, 1e-3, 1e3, 0.0]))
-def test_int8_weights_are_within_half_a_step(outputs, groups, transposed, size):
-    channels = 2 * groups
-    shape = (channels, outputs, 3, 3) if transposed else (outputs * groups, 2, 3, 3)
-    weight = image(*shape) * np.float32(size)
-    kind = "ConvTranspose" if transposed else "Conv"
-    model = model_of(
-        [helper.make_node(kind, ["x", "w"], ["y"], group=groups)], {"w": weight}, {"x": (1, channels, 6, 6)}
-    )
-    x = image(1, channels, 6, 6)
-    before = run(model, x=x)[0]
-    assert rewrites.store_convolution_weights_in_int8(model) == 1
-    after = run(model, x=x)[0]
-    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    decoded = stored["w_int8"].astype(np.float32) * stored["w_scale"]
-    assert stored["w_int8"].dtype == np.int8 and np.abs(stored["w_int8"].astype(int)).max() <= 127 and "w" not in stored
-    assert np.all(np.abs(decoded - weight) <= stored["w_scale"] * 0.5001)
-    bound = 0.5001 * float(stored["w_scale"].max()) * np.abs(x).sum()
-    assert np.all(np.abs(after - before) <= bound + 1e-6)
-
-
-def test_a_weight_shared_by_two_convolutions_is_stored_once():
+@pytest.mark.parametrize(("scale", "pooled"), [(0.05, True), (4000.0, False)])
+def test_a_mean_is_pooled_in_integers_where_the_kernel_takes_its_scales(scale, pooled):
     model = model_of(
         [
-            helper.make_node("Conv", ["x", "w"], ["a"]),
-            helper.make_node("Conv", ["x", "w"], ["b"]),
-            helper.make_node("Add", ["a", "b"], ["y"]),
+            *qdq("x", "x8", "a"),
+            helper.make_node("ReduceMean", ["x8", "axes"], ["m"], keepdims=0, name="mean"),
+            *qdq("m", "y", "b", scale="t", zero="u"),
         ],
-        {"w": image(2, 3, 3, 3)},
-        {"x": (1, 3, 8, 8)},
+        {
+            "s": np.float32(scale),
+            "z": np.uint8(128),
+            "t": np.float32(0.01),
+            "u": np.uint8(0),
+            "axes": np.array([2, 3]),
+        },
+        {"x": (1, 3, 4, 4)},
     )
-    assert rewrites.store_convolution_weights_in_int8(model) == 2
-    assert sorted(i.name for i in model.graph.initializer) == ["w_int8", "w_scale"]
-    run(model, x=image(1, 3, 8, 8))
+    model = onnx.shape_inference.infer_shapes(model)
+    assert rewrites.pool_means(model) == int(pooled)
+    assert ("GlobalAveragePool" in kinds(model)) == pooled
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.isfinite(session.run(None, {"x": np.abs(image(1, 3, 4, 4)) * np.float32(scale)})[0]).all()
 
 
 @given(st.permutations(range(5)))

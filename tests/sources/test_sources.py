@@ -271,6 +271,7 @@ def build():
             data=None,
             samples=1,
             calibration_samples=0,
+            must_calibrate=False,
             folder=str(work),
         )["program_sha256"]
 

@@ -121,6 +121,7 @@ def test_the_task_writes_what_exporters_start_from(tmp_path, precision):
     task.quantize(
         program=str(tmp_path / "program.pt2"),
         inputs=[s.to_json() for s in SPECS],
+        task="generic",
         calibration=str(tmp_path / "calibration"),
         precision=precision,
         options=QuantizationOptions(rounding="nearest").model_dump(),

@@ -16,6 +16,7 @@ VERBS = {
     "run": "Perform a recipe: prune, distil, quantize, export.",
     "init": "Write a commented recipe for a model.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
+    "sensitivity": "Show what quantizing each layer costs, and which layers to keep in float.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -56,32 +55,6 @@ def fold_decoders(model: onnx.ModelProto) -> int:
         shaped = scale.reshape([-1 if a == axis else 1 for a in range(rank)])
         graph.initializer.append(numpy_helper.from_array(shaped, name))
         replace(graph, decoder, cast_and_scale(decoder.input[0], name, decoder.output[0]))
-        changed += 1
-    remove_unused_constants(model)
-    return changed
-
-
-def reduce_weight_range(model: onnx.ModelProto) -> int:
-    """Bring int8 weights that use eight bits to seven, nearest in real value; returns how many weights changed.
-
-    x86 without VNNI adds two products of an unsigned and a signed byte in 16 bits: 2 · 255 · 127 does not fit there,
-    2 · 255 · 63 does.
-    """
-    graph = model.graph
-    constants = {i.name: i for i in graph.initializer}
-    changed = 0
-    shrunk: set[str] = set()
-    for decoder in [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]:
-        weight = numpy_helper.to_array(constants[decoder.input[0]])
-        if weight.dtype != np.int8 or decoder.input[0] in shrunk or np.abs(weight.astype(int)).max(initial=0) <= 63:
-            continue
-        shrunk.add(decoder.input[0])
-        scale = numpy_helper.to_array(constants[decoder.input[1]])
-        name = f"{decoder.input[1]}_of_7_bits_{changed}"
-        graph.initializer.append(numpy_helper.from_array((scale * np.float32(127 / 63)).astype(np.float32), name))
-        reduced = np.rint(weight.astype(np.float64) * 63 / 127).astype(np.int8)
-        constants[decoder.input[0]].CopyFrom(numpy_helper.from_array(reduced, decoder.input[0]))
-        decoder.input[1] = name
         changed += 1
     remove_unused_constants(model)
     return changed

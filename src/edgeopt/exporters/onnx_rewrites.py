@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+LARGEST_POOLING_RATIO = 256.0
+
 
 def shift_activations_to_uint8(model: onnx.ModelProto) -> int:
     """Store int8 activations as uint8 with the zero point 128 higher; returns how many Q/DQ nodes changed.
@@ -112,7 +114,7 @@ def pool_means(model: onnx.ModelProto) -> int:
 
     Before: `ReduceMean(x, axes=[2, 3])`; after: `GlobalAveragePool(x)`. Where the mean drops the axes: before
     `ReduceMean(x) → Q`; after `GlobalAveragePool(x) → Q → DQ → Flatten → Q`, all of one scale, so that the kernel finds
-    integers on both sides.
+    integers on both sides. A mean whose scales lie too far apart for the kernel, which then fails, is left as it is.
     """
     graph = model.graph
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
@@ -121,7 +123,7 @@ def pool_means(model: onnx.ModelProto) -> int:
     for node in [n for n in graph.node if n.op_type == "ReduceMean" and len(n.input) > 1]:
         source, out = node.input[0], node.output[0]
         axes = sorted(int(a) for a in constants.get(node.input[1], np.zeros(0)))
-        if ranks.get(source) != 4 or axes not in ([2, 3], [-2, -1]):
+        if ranks.get(source) != 4 or axes not in ([2, 3], [-2, -1]) or not _pools_in_integers(graph, constants, node):
             continue
         if next((a.i for a in node.attribute if a.name == "keepdims"), 1):
             parts = [onnx.helper.make_node("GlobalAveragePool", [source], [out], name=node.name)]
@@ -207,6 +209,15 @@ def strip_local_paths(model: onnx.ModelProto) -> None:
     for constant in model.graph.initializer:
         del constant.metadata_props[:]
         constant.doc_string = ""
+
+
+def _pools_in_integers(graph: onnx.GraphProto, constants: dict[str, np.ndarray], mean: onnx.NodeProto) -> bool:
+    """Tell whether ONNX Runtime's kernel takes the ratio of a mean's input scale to its output scale."""
+    source = next((n for n in graph.node if mean.input[0] in n.output and n.op_type == "DequantizeLinear"), None)
+    reader = next((n for n in graph.node if mean.output[0] in n.input and n.op_type == "QuantizeLinear"), None)
+    if source is None or reader is None or not {source.input[1], reader.input[1]} <= set(constants):
+        return True  # then no integer kernel is chosen
+    return bool(constants[source.input[1]] / constants[reader.input[1]] < LARGEST_POOLING_RATIO)
 
 
 def _same_constant(constants: dict[str, np.ndarray], a: str, b: str) -> bool:

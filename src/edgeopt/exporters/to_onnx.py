@@ -86,10 +86,9 @@ def _lower_static(model: onnx.ModelProto, request: ExportRequest, scheme: Scheme
     if scheme.activation_bits == 16:
         notes.append("onnxruntime's CPU has no kernels for 16-bit activations: it computes in float; NPUs have them")
         return
-    reduced = _reduces_range(request)
+    reduced = request.quantization.reduce_range
     if reduced:
-        count = onnx_decoders.reduce_weight_range(model)
-        notes.append(f"{count} weights use 7 of 8 bits, so that x86 without VNNI does not saturate")
+        notes.append("weights use 7 of 8 bits, so that x86 without VNNI does not saturate")
     if request.int8_activations == "uint8":
         onnx_rewrites.shift_activations_to_uint8(model)
         if not reduced:
@@ -107,7 +106,7 @@ def _store_weights(
     module = program.module()
     assert isinstance(module, GraphModule)
     dynamic = scheme.kind == "dynamic"
-    reduced = dynamic and _reduces_range(request)
+    reduced = dynamic and request.quantization.reduce_range
     stored = onnx_integer_weights.store_weights(
         model,
         onnx_integer_weights.Plan(
@@ -123,10 +122,6 @@ def _store_weights(
         notes.append("matrix products use 7 of 8 bits of their weights" if reduced else SATURATES)
     else:
         notes.append(f"{stored} weights are integers; onnxruntime may quantize the inputs of matrix products to 8 bits")
-
-
-def _reduces_range(request: ExportRequest) -> bool:
-    return bool(getattr(request, "reduce_range", False))
 
 
 def _spec(value: onnx.ValueInfoProto, sources: tuple[TensorSpec, ...]) -> TensorSpec:

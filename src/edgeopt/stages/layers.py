@@ -36,7 +36,12 @@ class Layer:
     @property
     def weight(self) -> torch.Tensor:
         """The float weight, without gradient; assign with `set_weight`."""
-        return get_constant(self.module, self.weight_node).detach()
+        return self.parameter.detach()
+
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The weight itself, the same object at each call, which gradients may reach."""
+        return get_constant(self.module, self.weight_node)
 
     @property
     def weight_node(self) -> Node:

@@ -37,12 +37,12 @@ class LearnedSteps:
 
     def __init__(self, layers: list[tuple[Layer, Grid]]) -> None:
         self._weights: dict[int, _Weight] = {}
-        self._ids = {layer.node: id(layer.weight) for layer, _ in layers}
+        self._ids = {layer.node: id(layer.parameter) for layer, _ in layers}
         for layer, grid in layers:
-            known = self._weights.get(id(layer.weight))
+            known = self._weights.get(id(layer.parameter))
             if known is None or grid.bits < known.grid.bits:
                 steps = _first_steps(blocks_of(layer, layer.weight.detach(), grid), grid)
-                self._weights[id(layer.weight)] = _Weight(layer, grid, torch.nn.Parameter(steps.log()))
+                self._weights[id(layer.parameter)] = _Weight(layer, grid, torch.nn.Parameter(steps.log()))
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -77,7 +77,7 @@ class LearnedSteps:
 def _rounded(weight: _Weight) -> torch.Tensor:
     """Return a weight on its grid; gradients reach the weight, where it is not clipped, and its step size."""
     layer, grid = weight.layer, weight.grid
-    blocks = blocks_of(layer, layer.weight, grid)
+    blocks = blocks_of(layer, layer.parameter, grid)
     scale = _steps(weight, blocks)
     ratio = (blocks / scale).clamp(-grid.largest, grid.largest)
     return weight_of_blocks(layer, (ratio + (ratio.round() - ratio).detach()) * scale, grid)

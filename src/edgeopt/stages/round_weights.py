@@ -19,6 +19,8 @@ from edgeopt.stages.walk import Arrival
 
 MAX_COLUMNS = 20_000
 LAZY_COLUMNS = 64
+DAMPING = 0.01
+MAX_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,17 @@ def moments_of(arrival: Arrival, *, asymmetric: bool = False, max_columns: int =
     return moments
 
 
-def round_weights(arrival: Arrival, grid: Grid, *, asymmetric: bool = False, damping: float = 0.01) -> None:
+def damping_of(moments: Moments) -> float:
+    """Return the share of the mean second moment to add to the diagonal: 1 %, and more where positions are few.
+
+    With fewer positions than inputs the moments know nothing of most directions, and an undamped inverse would make
+    good on the samples what it spoils everywhere else.
+    """
+    inputs = moments.hessian.shape[-1]
+    return DAMPING * min(MAX_DAMPING / DAMPING, max(1.0, 4 * inputs / max(1, moments.columns)))
+
+
+def round_weights(arrival: Arrival, grid: Grid, *, asymmetric: bool = False) -> None:
     """Round the weight of the layer that a walk has arrived at.
 
     Ensures that every weight is an integer times its scale, and that the scale is the largest magnitude that shares it
@@ -97,7 +109,7 @@ def round_weights(arrival: Arrival, grid: Grid, *, asymmetric: bool = False, dam
     layer = arrival.layer
     rows = rows_of(layer)
     moments = moments_of(arrival, asymmetric=asymmetric)
-    layer.set_weight(weight_of_rows(layer, round_rows(rows, moments, grid, damping=damping)))
+    layer.set_weight(weight_of_rows(layer, round_rows(rows, moments, grid, damping=damping_of(moments))))
 
 
 def round_nearest(layer: Layer, grid: Grid) -> None:
@@ -127,7 +139,7 @@ def recoverable_scale(largest: torch.Tensor, end: int) -> torch.Tensor:
     return scale
 
 
-def round_rows(rows: torch.Tensor, moments: Moments, grid: Grid, *, damping: float = 0.01) -> torch.Tensor:
+def round_rows(rows: torch.Tensor, moments: Moments, grid: Grid, *, damping: float = DAMPING) -> torch.Tensor:
     """Return `[groups, outputs, inputs]` rounded so that the output error on the moments' inputs is small.
 
     Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
+from edgeopt.core.errors import UsageError, did_you_mean
 from edgeopt.stages.layers import layers_of
 
 aten = torch.ops.aten
@@ -149,6 +150,27 @@ def units_of(module: GraphModule) -> tuple[Unit, ...]:
             found.append(unit)
             taken.update(unit.nodes)
     return tuple(found)
+
+
+def names_of_units(module: GraphModule, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the units that a user means: by a layer's name, with or without the root `module.`, or by a node's.
+
+    Raises:
+        UsageError: a name means no unit.
+    """
+    by_name: dict[str, str] = {}
+    for unit in units_of(module):
+        for node in unit.nodes:
+            by_name.setdefault(node.name, unit.name)
+    for unit in units_of(module):
+        by_name[unit.name] = unit.name
+        by_name.setdefault(unit.name.removeprefix("module."), unit.name)
+    for name in wanted:
+        if name not in by_name:
+            raise UsageError(
+                f"no layer is called {name!r}{did_you_mean(name, by_name)}; `edgeopt sensitivity` lists them"
+            )
+    return tuple(dict.fromkeys(by_name[name] for name in wanted))
 
 
 def masks_of(module: GraphModule) -> set[Node]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import GraphModule
 
 from edgeopt import plugins
 from edgeopt.core.arrays import LABELS
@@ -24,6 +25,7 @@ from edgeopt.stages.mixed_precision import Choice, Tolerance, score_of, search
 from edgeopt.stages.quantize import quantize as quantize_program
 from edgeopt.stages.sensitivity import stack
 from edgeopt.stages.train_quantized import TrainingOptions, train_quantized
+from edgeopt.stages.units import names_of_units
 from edgeopt.stages.walk import Batches
 from edgeopt.worker import report
 
@@ -67,7 +69,7 @@ def quantize(
     Raises:
         ConversionError: the model has nothing that can be quantized.
         MissingBackendError: the backend asked for is not installed.
-        UsageError: options that do not go together.
+        UsageError: options that do not go together, or a name in `keep_float` that means no layer.
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
@@ -86,6 +88,10 @@ def quantize(
             raise UsageError("qat_steps trains on samples: give --data")
         chosen = chosen.model_copy(update={"rounding": "nearest", "correct_bias": False})
     original = load_program(program)
+    if chosen.keep_float:
+        module = original.module()
+        assert isinstance(module, GraphModule)
+        chosen = chosen.model_copy(update={"keep_float": names_of_units(module, chosen.keep_float)})
     labels = _labels(calibration)
     record: dict[str, Any] = {"search": None, "training": None}
     if chosen.backend == "neural-compressor":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import GraphModule
 
 from edgeopt.core.arrays import LABELS, array_file
 from edgeopt.core.model import TensorSpec
@@ -17,6 +18,7 @@ from edgeopt.stages.fake_quantized import FakeQuantized
 from edgeopt.stages.judgement import Judge
 from edgeopt.stages.mixed_precision import Tolerance, judged_on, search
 from edgeopt.stages.sensitivity import sensitivity_of, stack
+from edgeopt.stages.units import names_of_units
 from edgeopt.worker import report
 
 
@@ -47,7 +49,12 @@ def sensitivity(
     """
     torch.set_num_threads(threads)
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
-    network = FakeQuantized(load_program(program), scheme_of(precision), QuantizationOptions(**options))
+    chosen, original = QuantizationOptions(**options), load_program(program)
+    if chosen.keep_float:
+        module = original.module()
+        assert isinstance(module, GraphModule)
+        chosen = chosen.model_copy(update={"keep_float": names_of_units(module, chosen.keep_float)})
+    network = FakeQuantized(original, scheme_of(precision), chosen)
     report("calibrating")
     chunks = stack(calibration_batches(samples, specs), specs, _labels(samples), network)
     network.calibrate(chunk.inputs for chunk in chunks)
