@@ -103,9 +103,9 @@ class _Compression:
             asked = {"train": self.run.data("train"), "evaluation": self.run.data("eval")}
             told = f"loading {self.run.model.name}"
             opened: Document = self.work.call(
-                worker, "model", "compress:open_recipe", naming | asked, what=told, failure=SourceError
+                worker, "source", "compress:open_recipe", naming | asked, what=told, failure=SourceError
             )
-            self.work.context.progress.finish("model", f"{opened['parameters']:,} parameters", ok=True)
+            self.work.context.progress.finish("source", f"{opened['parameters']:,} parameters", ok=True)
             key = key_of(self._identity(opened))
             folder, record = self._original(worker, naming | asked, opened, key)
         self.opened, self.dense = opened, folder
@@ -133,7 +133,7 @@ class _Compression:
         if kept is None:
             arguments = asked | threads | {"data": str(self.data), "out": str(out)}
             record: Document = self.work.call(
-                worker, "original", "compress:original", arguments, what="judging the model", failure=ConversionError
+                worker, "dense model", "compress:original", arguments, what="judging the model", failure=ConversionError
             )
             record = {"stage": "original", **record}
             self._keep(key, out, record)
@@ -142,9 +142,9 @@ class _Compression:
             names = {k: opened["data"][n]["source"] for k, n in (("train", "train"), ("evaluation", "eval"))}
             arguments = asked | names | {"data": str(self.data)}
             self.work.call(
-                worker, "original", "compress:samples", arguments, what="reading data", failure=ConversionError
+                worker, "dense model", "compress:samples", arguments, what="reading data", failure=ConversionError
             )
-        self._told("original", record, kept is not None)
+        self._told("dense model", record, kept is not None)
         return out, record | {"cached": kept is not None}
 
     def _stage(

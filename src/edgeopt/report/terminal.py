@@ -49,7 +49,8 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     console.print(table)
     first = document["artifacts"][0]["parity"] if document["artifacts"] else None
     if first and first["reference_top1"] is not None:
-        console.print(f"top-1 of the original: {_share(first['reference_top1'])}", highlight=False)
+        of = "the compressed model, before export" if "stages" in document else "the original"
+        console.print(f"top-1 of {of}: {_share(first['reference_top1'])}", highlight=False)
     for artifact in document["artifacts"]:
         if artifact["speed"] and artifact["speed"]["ratio"] > SLOWER:
             told = f"{artifact['format']} {artifact['precision']} is SLOWER than float on this host"
