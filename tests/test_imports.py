@@ -22,6 +22,7 @@ HEAVY = {
     ),
     *("ai_edge_litert", "ai_edge_quantizer", "numpy", "scipy", "cv2", "timm", "transformers", "safetensors", "sklearn"),
 }
+VERBS = ("convert", "run", "init", "verify", "bench", "inspect", "doctor", "targets", "cache")
 PROBE = """
 import json, resource, sys
 {code}
@@ -60,7 +61,7 @@ def test_import_edgeopt_is_light(interpreter_s):
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["targets"], ["targets", "--json"], ["targets", "pixel-8"]]
-    + [[verb, "--help"] for verb in ("convert", "run", "init", "cache", "verify", "inspect", "doctor", "targets")],
+    + [[verb, "--help"] for verb in VERBS],
     ids=" ".join,
 )
 def test_commands_that_compute_nothing_load_nothing_heavy(arguments):

@@ -17,6 +17,7 @@ VERBS = {
     "init": "Write a commented recipe for a model.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
     "sensitivity": "Show what quantizing each layer costs, and which layers to keep in float.",
+    "bench": "Measure latency, cold start and memory of artifacts, compared in pairs.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
