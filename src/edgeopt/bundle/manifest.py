@@ -10,8 +10,6 @@ from typing import Any
 from edgeopt.bundle.folder import MANIFEST
 from edgeopt.cache import file_sha256
 
-TOKENIZER = "tokenizer.json"
-
 
 def keep_logs(failures: list[dict[str, Any]], bundle: Path, out: Path) -> None:
     """Copy the failed workers' own output into the bundle, where it outlives this run; `out` is its later place."""

@@ -13,6 +13,8 @@ import click
 
 VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
+    "run": "Perform a recipe: prune, distil, quantize, export.",
+    "init": "Write a commented recipe for a model.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
     "eval": "Score the answers of artifacts on labelled data, per class and group.",
     "bench": "Measure latency, cold start and memory of artifacts, compared in pairs.",
@@ -23,6 +25,7 @@ VERBS = {
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
+    "cache": "List or clear what finished steps left.",
 }
 
 
