@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from edgeopt.cli.main import VERBS
+
 HEAVY = {
     *(
         "torch",

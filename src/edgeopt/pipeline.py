@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeopt import steps
 from edgeopt.bundle.folder import staged
-from edgeopt.bundle.manifest import keep_logs, write_manifest
+from edgeopt.bundle.manifest import keep_logs, keep_tokenizer, write_manifest
 from edgeopt.compression import RecipeRun, compress
 from edgeopt.context import Context
 from edgeopt.conversion import Conversion
@@ -55,6 +55,7 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
+        keep_tokenizer(prepared, bundle)
         document = {
             "edgeopt": version("edgeopt"),
             "model": prepared["model"],
@@ -88,6 +89,7 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
+        keep_tokenizer(prepared, bundle)
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
         seconds = round(time.monotonic() - started, 2)
@@ -97,7 +99,7 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
             "edgeopt": version("edgeopt"),
             "model": prepared["model"] | {"source": made.opened["source"], "file": f"{made.opened['name']}.pt2"},
             "target": target.name if target else None,
-            "data": prepared["data"] | {"source": made.opened["data"]["eval"]["source"]},
+            "data": prepared["data"],
             "stages": made.records,
             "artifacts": artifacts,
             "failures": failures,

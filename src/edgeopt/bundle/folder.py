@@ -16,7 +16,7 @@ from edgeopt.scratch import ScratchFolder, sweep
 
 MANIFEST = "manifest.json"
 # What other verbs write into a bundle; it says nothing of the bundle that comes in its place.
-COMPANIONS = frozenset({"eval.json", "bench.json", "report.html", "sensitivity.json", "sensitivity.svg"})
+COMPANIONS = frozenset({"eval.json", "bench.json", "gate.json", "report.html", "sensitivity.json", "sensitivity.svg"})
 IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

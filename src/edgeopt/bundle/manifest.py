@@ -10,6 +10,8 @@ from typing import Any
 from edgeopt.bundle.folder import MANIFEST
 from edgeopt.cache import file_sha256
 
+TOKENIZER = "tokenizer.json"
+
 
 def keep_logs(failures: list[dict[str, Any]], bundle: Path, out: Path) -> None:
     """Copy the failed workers' own output into the bundle, where it outlives this run; `out` is its later place."""
@@ -19,6 +21,15 @@ def keep_logs(failures: list[dict[str, Any]], bundle: Path, out: Path) -> None:
             (bundle / "logs").mkdir(exist_ok=True)
             shutil.copyfile(log, bundle / "logs" / log.name)
             failure["log"] = str(out / "logs" / log.name)
+
+
+def keep_tokenizer(prepared: dict[str, Any], bundle: Path) -> None:
+    """Copy the model's tokenizer into the bundle, so that texts can be fed to its artifacts from the bundle alone."""
+    name = prepared["model"]["preprocess"]["tokenizer"]
+    source = Path(prepared["folder"], name) if name else None
+    if source is not None and source.is_file():
+        shutil.copyfile(source, bundle / TOKENIZER)
+        prepared["model"]["preprocess"]["tokenizer"] = TOKENIZER
 
 
 def write_manifest(bundle: Path, document: dict[str, Any]) -> None:

@@ -48,15 +48,22 @@ def read_yaml(kind: type[S], path: Path) -> S:
     Raises:
         UsageError: the file is missing, is no YAML, or does not fit.
     """
-    return parse(kind, load_yaml(path), str(path))
+    return parse(kind, _read(path), str(path))
 
 
-def load_yaml(path: Path) -> Any:
-    """Read one YAML document, whatever it holds.
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read one YAML document that is a mapping.
 
     Raises:
-        UsageError: the file is missing, or is no YAML.
+        UsageError: the file is missing, is no YAML, or something else than a mapping.
     """
+    document = _read(path)
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: expected a mapping of options, found {type(document).__name__}")
+    return document
+
+
+def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -24,12 +24,14 @@ class Sample:
         label: class index; None where the data has none.
         id: names the sample for people: an image's path, a table's line, an array's index.
         slices: further columns of a table (`camera`, `language`, ...), for results per group.
+        text: what was encoded, where the sample is a text.
     """
 
     inputs: dict[str, Array]
     label: int | None
     id: str
     slices: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
 
 
 class DataSource(Protocol):

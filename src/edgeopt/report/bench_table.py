@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report.terminal import size
+from edgeopt.report.quantities import size
 
 Document = dict[str, Any]
 COLOURS = {"faster": "green", "equal": "", "slower": "red", "inconclusive": "yellow"}

@@ -83,6 +83,7 @@ def prepare(
         },
         "data": origin
         | {"labelled": labels, "calibration_sha256": digest.hexdigest() if calibration is not None else None},
+        "folder": str(request.folder),
         "program_sha256": hashlib.sha256(f"{program.graph}{model.sha256}{_constants(program)}".encode()).hexdigest(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def choose(
     calibration: Choice | None = None
     start = 0
     if calibration_samples and calibration_name is not None:
+        record["calibration_source"] = calibration_name
         if calibration_name == evaluation_name:
             calibration = Choice(order[:calibration_samples].tolist(), evaluation.__getitem__)
             start = len(calibration.indices)
@@ -63,7 +65,9 @@ def choose(
 
 
 def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -> bool:
-    """Write `<input>.npy` of shape (batches, *input shape) and `labels.npy`; returns whether all are labelled.
+    """Write `<input>.npy` of shape (batches, *input shape), `labels.npy` and `samples.json`.
+
+    Returns whether all are labelled. `samples.json` has what tells each sample to people: its id, its slices, its text.
 
     Samples are grouped by the model's batch size; the last batch is filled by repeating its last sample.
     """
@@ -75,11 +79,13 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         for s in inputs
     }
     labels = np.full(count * batch, -1, np.int64)
+    told: list[dict[str, Any]] = []
     sample: Sample | None = None
     for position in range(count * batch):
         if position < len(choice.indices):
             sample = choice.read(choice.indices[position])
             labels[position] = -1 if sample.label is None else sample.label
+            told.append({"id": sample.id, "slices": sample.slices, "text": sample.text})
             if position % 16 == 0:
                 report(f"reading inputs {position}/{len(choice.indices)}")
         assert sample is not None
@@ -89,6 +95,7 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         array.flush()
     labels = labels[: len(choice.indices)]
     np.save(folder / "labels.npy", labels)
+    (folder / "samples.json").write_text(json.dumps(told), encoding="utf-8")
     return bool((labels >= 0).all())
 
 
