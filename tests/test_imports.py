@@ -24,7 +24,6 @@ HEAVY = {
     ),
     *("ai_edge_litert", "ai_edge_quantizer", "numpy", "scipy", "cv2", "timm", "transformers", "safetensors", "sklearn"),
 }
-VERBS = ("convert", "run", "init", "verify", "bench", "inspect", "doctor", "targets", "cache")
 PROBE = """
 import json, resource, sys
 {code}

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeopt import steps
 from edgeopt.bundle.folder import staged
-from edgeopt.bundle.manifest import keep_logs, keep_tokenizer, write_manifest
+from edgeopt.bundle.manifest import keep_beside, keep_logs, write_manifest
 from edgeopt.compression import RecipeRun, compress
 from edgeopt.context import Context
 from edgeopt.conversion import Conversion
@@ -55,7 +55,7 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
-        keep_tokenizer(prepared, bundle)
+        keep_beside(work.folder, bundle)
         document = {
             "edgeopt": version("edgeopt"),
             "model": prepared["model"],
@@ -89,7 +89,7 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
         if not artifacts:
             raise NothingExportedError(failures)
         keep_logs(failures, bundle, out)
-        keep_tokenizer(prepared, bundle)
+        keep_beside(work.folder, bundle)
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
         seconds = round(time.monotonic() - started, 2)
@@ -172,6 +172,30 @@ def verify(
                     work, worker, artifact, against.name, prepared, precision, locate_below_db
                 )
         work.context.progress.finish(name, parity["reason"] or "verified", ok=parity["passed"])
+    return document
+
+
+def predict(
+    artifacts: tuple[Path, ...],
+    images: Path,
+    out: Path,
+    context: Context,
+    *,
+    card: Path | None = None,
+    confidence: float | None = None,
+    frames: int = 300,
+) -> Document:
+    """Run artifacts on an image, a folder of images or a video; pictures of what each finds are written to `out`.
+
+    Raises:
+        UsageError: no artifact, or nothing tells its task and preprocessing: no bundle around it and no card.
+        DataError: no readable image or video.
+    """
+    for artifact in artifacts:
+        steps.artifact_format(artifact)
+    with staged(out) as folder, workshop(context, folder) as work:
+        document = steps.predict(work, artifacts, images, folder, card, confidence, frames)
+        write_manifest(folder, document)
     return document
 
 

@@ -33,6 +33,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "onnxslim": "onnx",
+    "pycocotools": "detection",
     "sklearn": "models",
     "tensorflow": "tf",
     "tf2onnx": "tf",
@@ -42,6 +43,7 @@ EXTRAS = {
     "torchao": "executorch",
     "torchmetrics": "train",
     "transformers": "hf",
+    "ultralytics": "yolo",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.context import Context
+from edgeopt.core.detection import METRICS
 from edgeopt.core.errors import (
     ArtifactError,
     EdgeoptError,
@@ -226,7 +228,37 @@ def compare(
         evidence = bundle / "evidence" / f"{path.name}.npz"
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
-    return result.to_json() | ({"notes": ran["notes"]} if ran["notes"] else {})
+    told = {name: ran[name] for name in ("notes", "metrics") if ran.get(name)}
+    if "metrics" in told:
+        told["reference_metrics"] = json.loads((work.folder / "reference" / METRICS).read_bytes())
+    return result.to_json() | told
+
+
+def predict(
+    work: Workshop,
+    artifacts: tuple[Path, ...],
+    images: Path,
+    folder: Path,
+    card: Path | None,
+    confidence: float | None,
+    frames: int,
+) -> Document:
+    """Draw what artifacts find in images; returns it as data."""
+    arguments = {
+        "artifacts": [{"path": str(a), "runtime": artifact_format(a).runtime} for a in artifacts],
+        "images": str(images),
+        "card": str(card) if card else None,
+        "confidence": confidence,
+        "frames": frames,
+        "folder": str(folder),
+    }
+    what = f"predicting on {images}"
+    with work.worker(threads=work.context.jobs) as worker:
+        document: Document = work.call(
+            worker, "predict", "predict:predict", arguments, what=what, failure=ArtifactError
+        )
+    work.context.progress.finish("predict", f"{len(document['predictions'])} images", ok=True)
+    return document
 
 
 def compare_speed(

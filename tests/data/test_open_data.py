@@ -17,7 +17,7 @@ from edgeopt.data import open_data, sample_indices
         ("mnist", "no such file or folder; did you mean 'mnist5k'"),
         ("zzz", "no such file or folder; built-in sets: digits, mnist5k"),
         ("t.cvs", "not a kind of data; did you mean '.csv'"),
-        ("t.parquet", "not a kind of data; known: .csv, .jsonl"),
+        ("t.parquet", "not a kind of data; known: .csv, .json, .jsonl"),
     ],
 )
 def test_an_unknown_name_says_what_there_is(tmp_path, card, rgb, name, message):

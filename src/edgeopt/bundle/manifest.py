@@ -23,13 +23,10 @@ def keep_logs(failures: list[dict[str, Any]], bundle: Path, out: Path) -> None:
             failure["log"] = str(out / "logs" / log.name)
 
 
-def keep_tokenizer(prepared: dict[str, Any], bundle: Path) -> None:
-    """Copy the model's tokenizer into the bundle, so that texts can be fed to its artifacts from the bundle alone."""
-    name = prepared["model"]["preprocess"]["tokenizer"]
-    source = Path(prepared["folder"], name) if name else None
-    if source is not None and source.is_file():
-        shutil.copyfile(source, bundle / TOKENIZER)
-        prepared["model"]["preprocess"]["tokenizer"] = TOKENIZER
+def keep_beside(work: Path, bundle: Path) -> None:
+    """Move what an app needs beside the artifacts, such as a tokenizer, from the working folder into the bundle."""
+    for file in sorted((work / "beside").glob("*")):
+        shutil.copyfile(file, bundle / file.name)
 
 
 def write_manifest(bundle: Path, document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ VERBS = {
     "bench": "Measure latency, cold start and memory of artifacts, compared in pairs.",
     "gate": "Hold a bundle against budgets of size, latency and accuracy.",
     "report": "Write one page that shows all that is known of a bundle.",
+    "predict": "Run an artifact on images or a video and draw what it finds.",
     "sensitivity": "Show what quantizing each layer costs, and which layers to keep in float.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",

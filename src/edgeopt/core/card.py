@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.settings import Settings, read_yaml
 
 Task = Literal[
@@ -36,13 +37,15 @@ class InputSpec(Settings):
 class Preprocess(Settings):
     """How a decoded image, an array or a text becomes the model's input.
 
-    In order: resize (short side to `resize`, or exactly to `[height, width]`), centre `crop`, colour order,
+    In order: resize (short side to `resize`, or exactly to `[height, width]`) and centre `crop`, or `letterbox` (as
+    large as fits, the rest grey), colour order,
     `(pixel * scale - mean) / std` per channel, `layout`. Pixels are 0 to 255 before `scale`.
     Texts are encoded by `tokenizer` (a `tokenizer.json`) and padded to `max_length`.
     """
 
     resize: Positive | tuple[Positive, Positive] | None = None
     crop: Positive | tuple[Positive, Positive] | None = None
+    letterbox: Positive | tuple[Positive, Positive] | None = None
     interpolation: Interpolation = "bilinear"
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     scale: float = 1.0
@@ -57,6 +60,8 @@ class Preprocess(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, 3):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values; give 1 or 3")
+        if self.letterbox is not None and (self.resize is not None or self.crop is not None):
+            raise ValueError("letterbox stands in place of resize and crop; give one or the other")
         return self
 
 
@@ -78,6 +83,7 @@ class ModelCard(Settings):
     preprocess: Preprocess = Preprocess()
     labels: str | tuple[str, ...] | None = None
     data: CardData = CardData()
+    detection: DetectionOptions = DetectionOptions()
     license: str | None = None
     description: str | None = None
 

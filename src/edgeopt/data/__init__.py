@@ -14,7 +14,7 @@ from edgeopt.data.source import DataSource, Sample, sample_indices
 
 __all__ = ["BUILTINS", "DataSource", "Sample", "is_builtin", "open_data", "sample_indices"]
 
-BUILTINS = ("digits", "mnist5k")
+BUILTINS = ("digits", "mnist5k", "sentences")
 
 # File suffix → module and opener; a module is imported when a file asks for it.
 _OPENERS = {
@@ -24,6 +24,9 @@ _OPENERS = {
     ".ndjson": ("table", "Table"),
     ".npz": ("npz", "open_npz"),
     ".zip": ("image_folder", "ImageFolder"),
+    ".json": ("detection", "open_coco"),
+    ".yaml": ("detection", "open_yolo"),
+    ".yml": ("detection", "open_yolo"),
 }
 
 
@@ -31,8 +34,9 @@ def open_data(name: str, card: ModelCard, inputs: tuple[TensorSpec, ...], base: 
     """Open the data called `name` for a model.
 
     Args:
-        name: `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip, .csv, .tsv, .jsonl or .npz
-            file. A relative path starts at `base`; write `./digits` for a folder of such a name.
+        name: `sentences` (texts), `digits` or `mnist5k` (with `:train` or `:test`), an image folder, or a .zip,
+            .csv, .tsv, .jsonl, .npz, .json (COCO) or .yaml (YOLO) file. A relative path starts at `base`; write
+            `./digits` for a folder of such a name.
         card: preprocessing, labels and task.
         inputs: the model's inputs, with the batch dimension.
         base: the card's folder; its labels and tokenizer are looked up there too.
@@ -42,6 +46,8 @@ def open_data(name: str, card: ModelCard, inputs: tuple[TensorSpec, ...], base: 
         DataError: the data cannot be used; names the file and the row.
         MissingBackendError: a package that reads it is not installed.
     """
+    if name == "sentences":
+        return _opener("sentences", "Sentences")(card, inputs, base)
     if is_builtin(name):
         return _opener("builtin", "open_builtin")(name, card, inputs, base)
     path = base / name

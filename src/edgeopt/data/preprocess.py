@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 
 from edgeopt.core.card import Interpolation, Preprocess
+from edgeopt.core.detection import Window
 from edgeopt.core.errors import DataError, UsageError
 from edgeopt.core.model import TensorSpec
 from edgeopt.data.image_file import MAX_PIXELS, decode_image
+from edgeopt.data.letterbox import letterbox, window
 from edgeopt.data.source import Array
 
 INTERPOLATIONS: dict[Interpolation, int] = {
@@ -25,8 +27,8 @@ INTERPOLATIONS: dict[Interpolation, int] = {
 class ImagePreprocessor:
     """Turns one image into the one input of an image model.
 
-    In order: resize, centre crop, colour, `(pixel * scale - mean) / std` in float32, layout, dtype (integers are
-    rounded and clipped to their range).
+    In order: letterbox, or resize and centre crop; colour, `(pixel * scale - mean) / std` in float32, layout,
+    dtype (integers are rounded and clipped to their range).
 
     Before: `[480, 640, 3]` uint8 RGB. After, with `resize: 256, crop: 224`: `[3, 224, 224]` float32.
     """
@@ -65,6 +67,8 @@ class ImagePreprocessor:
         Raises:
             DataError: of a size that does not give the input's shape.
         """
+        if self.settings.letterbox is not None:
+            image = letterbox(image, _sides(self.settings.letterbox), INTERPOLATIONS[self.settings.interpolation])
         image = resize(image, self.settings.resize, self.settings.interpolation, where)
         if self.settings.crop is not None:
             image = centre_crop(image, self.settings.crop, where)
@@ -73,6 +77,15 @@ class ImagePreprocessor:
         if self.layout == "NCHW":
             values = values.transpose(2, 0, 1)
         return {self.spec.name: self._fit(values, where)}
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """Return where an image of `size` (height, width) lies in the input."""
+        if self.settings.letterbox is not None:
+            return window(size, _sides(self.settings.letterbox))
+        goal = _goal(size, self.settings.resize)
+        crop = goal if self.settings.crop is None else _sides(self.settings.crop)
+        left, top = (goal[1] - crop[1]) // 2, (goal[0] - crop[0]) // 2
+        return Window((goal[1] / size[1], goal[0] / size[0]), (-float(left), -float(top)))
 
     def _fit(self, values: Array, where: str) -> Array:
         wanted = self.spec.shape[1:]
@@ -103,13 +116,7 @@ def resize(image: Array, size: int | tuple[int, int] | None, interpolation: Inte
         DataError: the result would have more than 2^27 pixels: an image of extreme proportions.
     """
     height, width = image.shape[:2]
-    if size is None:
-        return image
-    if isinstance(size, int):
-        short = min(height, width)
-        goal = (int(size * height / short), int(size * width / short))
-    else:
-        goal = size
+    goal = _goal((height, width), size)
     if goal == (height, width):
         return image
     if goal[0] * goal[1] > MAX_PIXELS:
@@ -118,13 +125,26 @@ def resize(image: Array, size: int | tuple[int, int] | None, interpolation: Inte
     return scaled.reshape(*goal, *image.shape[2:])  # OpenCV drops a single channel
 
 
+def _goal(size: tuple[int, int], wanted: int | tuple[int, int] | None) -> tuple[int, int]:
+    if wanted is None:
+        return size
+    if isinstance(wanted, int):
+        short = min(size)
+        return int(wanted * size[0] / short), int(wanted * size[1] / short)
+    return wanted
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def centre_crop(image: Array, size: int | tuple[int, int], where: str) -> Array:
     """Return the middle `size` × `size`, or `(height, width)`, pixels; an odd margin leaves one more below and right.
 
     Raises:
         DataError: the image is smaller.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _sides(size)
     if image.shape[0] < height or image.shape[1] < width:
         raise DataError(
             f"{where}: the image of {image.shape[0]}x{image.shape[1]} pixels is smaller than the crop of "

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from edgeopt.core.card import ModelCard
+from edgeopt.core.detection import Truth
 from edgeopt.core.model import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -25,6 +26,7 @@ class Sample:
         id: names the sample for people: an image's path, a table's line, an array's index.
         slices: further columns of a table (`camera`, `language`, ...), for results per group.
         text: what was encoded, where the sample is a text.
+        truth: the objects in an image, where the data tells them.
     """
 
     inputs: dict[str, Array]
@@ -32,6 +34,7 @@ class Sample:
     id: str
     slices: dict[str, str] = field(default_factory=dict)
     text: str | None = None
+    truth: Truth | None = None
 
 
 class DataSource(Protocol):

@@ -22,7 +22,9 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("format", "precision"):
         table.add_column(column, no_wrap=True)
-    for column in ("size", "SNR dB", "agree", "top-1", "int ops", "time", "s"):
+    detects = any(a["parity"].get("metrics") for a in document["artifacts"])
+    accuracy = ("mAP50", "mAP50-95") if detects else ("agree", "top-1")
+    for column in ("size", "SNR dB", *accuracy, "int ops", "time", "s"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("parity")
     for artifact in document["artifacts"]:
@@ -32,8 +34,7 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
             artifact["precision"],
             size(artifact["size_bytes"]),
             _decibel(parity["snr_db"]),
-            _share(parity["agreement"]),
-            _share(parity["top1"]),
+            *(_precision(parity.get("metrics")) if detects else (_share(parity["agreement"]), _share(parity["top1"]))),
             _integers(artifact),
             f"{artifact['speed']['ratio']:.2f}" if artifact["speed"] else "",
             f"{artifact['seconds']:.1f}",
@@ -44,6 +45,9 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     if first and first["reference_top1"] is not None:
         of = "the compressed model, before export" if "stages" in document else "the original"
         console.print(f"top-1 of {of}: {_share(first['reference_top1'])}", highlight=False)
+    if first and first.get("reference_metrics"):
+        told = ", ".join(_precision(first["reference_metrics"]))
+        console.print(f"mAP50, mAP50-95 of the original: {told}", highlight=False)
     for artifact in document["artifacts"]:
         if artifact["speed"] and artifact["speed"]["ratio"] > SLOWER:
             told = f"{artifact['format']} {artifact['precision']} is SLOWER than float on this host"
@@ -67,6 +71,10 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     console.print(f"bundle: {out}", highlight=False, soft_wrap=True)
 
 
+def _precision(metrics: Document | None) -> tuple[str, str]:
+    return (_share(metrics["map50"]), _share(metrics["map50_95"])) if metrics else ("", "")
+
+
 def _integers(artifact: Document) -> str:
     if artifact["integer_ops"] is None:
         return ""
@@ -87,6 +95,9 @@ def show_parity(document: Document, console: Console) -> None:
         told += f", top-1 agreement {_share(parity['agreement'])}"
     if parity["top1"] is not None:
         told += f", top-1 {_share(parity['top1'])} (original {_share(parity['reference_top1'])})"
+    if parity.get("metrics"):
+        own, original = (", ".join(_precision(parity[k])) for k in ("metrics", "reference_metrics"))
+        told += f", mAP50, mAP50-95 {own} (original {original})"
     console.print(told, highlight=False)
     if "divergence" in document:
         console.print(document["divergence"]["summary"], highlight=False, soft_wrap=True)
@@ -130,3 +141,18 @@ def _decibel(value: float) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
+
+
+def show_predictions(document: Document, out: str, console: Console) -> None:
+    """Print what artifacts found in each image, one line per image and artifact."""
+    table = Table("image", "artifact", "found", title_justify="left")
+    for prediction in document["predictions"]:
+        for result in prediction["results"]:
+            if "classes" in result:
+                found = ", ".join(f"{c['label']} {100 * c['score']:.1f} %" for c in result["classes"][:2])
+            else:
+                found = ", ".join(f"{d['label']} {d['score']:.2f}" for d in result["detections"][:6]) or "nothing"
+                found += ", ..." if len(result["detections"]) > 6 else ""
+            table.add_row(prediction["image"], result["artifact"], found)
+    console.print(table)
+    console.print(f"pictures: {out}", highlight=False, soft_wrap=True)

@@ -1,8 +1,10 @@
-"""What the user named, told apart without opening it; importing this loads nothing heavy."""
+"""What the user named, told apart without unpickling or parsing it; importing this loads nothing heavy."""
 
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,10 @@ SUFFIXES = {
     ".pth": "weights",
     ".safetensors": "weights",
 }
+PREFIXES = {"hf": "transformers", "yolo": "ultralytics"}
+"""Short prefixes, and the plugins that they stand for."""
+PREFIXED = re.compile(r"[a-z][a-z0-9_-]+:")
+PEEKED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -109,16 +115,16 @@ def understand(
     shapes: tuple[tuple[int, ...], ...] = (),
     folder: Path | None = None,
 ) -> SourceRequest:
-    """Tell what `source` is: a card, `file.py:factory`, `timm:NAME`, or a file by its suffix.
+    """Tell what `source` is: a card, `file.py:factory`, `timm:NAME`, `hf:FOLDER`, `yolo:FILE`, or a file by its suffix.
 
     Raises:
         UsageError: no such file, no such prefix, or a suffix that nothing reads.
     """
     folder = folder or Path.cwd()
-    if source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml")) and not PREFIXED.match(source):
         return _from_card(folder / source, arch, trust, shapes)
     card = ModelCard(source=source, arch=arch)
-    kind, location = _classify(source, folder)
+    kind, location = _classify(source, folder, arch)
     chosen = _absolute(arch, folder)
     return SourceRequest(kind, location, card, folder, _short_name(source), source, chosen, trust, shapes)
 
@@ -126,9 +132,9 @@ def understand(
 def _from_card(path: Path, arch: str | None, trust: bool, shapes: tuple[tuple[int, ...], ...]) -> SourceRequest:
     card = read_card(path)
     folder = path.resolve().parent
-    if card.source.endswith((".yaml", ".yml")):
+    if card.source.endswith((".yaml", ".yml")) and not PREFIXED.match(card.source):
         raise UsageError(f"{path}: source {card.source!r} is a card itself; name the model's file")
-    kind, location = _classify(card.source, folder)
+    kind, location = _classify(card.source, folder, arch or card.arch)
     for code in filter(None, (location if kind == "code" else None, _absolute(card.arch, folder))):
         file = Path(code.rpartition(":")[0]).resolve()
         if not trust and not file.is_relative_to(folder):
@@ -138,7 +144,7 @@ def _from_card(path: Path, arch: str | None, trust: bool, shapes: tuple[tuple[in
     return SourceRequest(kind, location, card, folder, _clean(name), str(path), chosen, trust, shapes)
 
 
-def _classify(source: str, folder: Path) -> tuple[str, str]:
+def _classify(source: str, folder: Path, arch: str | None) -> tuple[str, str]:
     if re.search(r"\.py:\w+$", source):
         file, _, factory = source.rpartition(":")
         return "code", f"{_existing(folder / file)}:{factory}"
@@ -148,23 +154,41 @@ def _classify(source: str, folder: Path) -> tuple[str, str]:
     if colon and re.fullmatch(r"[a-z][a-z0-9_-]+", prefix):
         from edgeopt import plugins  # entry points are read only where a prefix asks for them
 
-        known = [n for n in plugins.names("sources") if n not in ("code", *SUFFIXES.values())]
+        known = [n for n in plugins.names("sources") if n not in ("code", *SUFFIXES.values())] + [*PREFIXES]
         if prefix not in known:
             raise UsageError(f"{source}: unknown source prefix {prefix!r}{did_you_mean(prefix, known)}")
-        return prefix, rest
+        return PREFIXES.get(prefix, prefix), rest
     path = folder / source
     if path.name == "saved_model.pb":
         path = path.parent
     if (path / "saved_model.pb").is_file():
         return "keras", str(path.resolve())
+    if (path / "config.json").is_file():
+        return "transformers", str(path.resolve())
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         _existing(path)
         raise UsageError(
-            f"{source}: not a model that edgeopt reads; known: *.yaml cards, file.py:factory, timm:NAME, "
-            f"SavedModel folders, {', '.join(sorted(SUFFIXES))}"
+            f"{source}: not a model that edgeopt reads; known: *.yaml cards, file.py:factory, timm:NAME, hf:FOLDER, "
+            f"yolo:FILE, SavedModel folders, {', '.join(sorted(SUFFIXES))}"
         )
-    return kind, str(_existing(path))
+    existing = _existing(path)
+    if kind == "weights" and arch is None and _names_ultralytics(existing):
+        kind = "ultralytics"
+    return kind, str(existing)
+
+
+def _names_ultralytics(path: Path) -> bool:
+    """Tell whether a checkpoint's pickle names classes of ultralytics; it is read as bytes, not unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
+            if member is None:
+                return False
+            with archive.open(member) as pickle:
+                return b"ultralytics." in pickle.read(PEEKED_BYTES)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _existing(path: Path) -> Path:
@@ -189,6 +213,8 @@ def _short_name(source: str) -> str:
         file, _, factory = source.rpartition(":")
         return _clean(f"{Path(file).stem}-{factory}")
     tail = source.partition(":")[2] or source
+    if source.startswith("hf:"):
+        return _clean(Path(tail.partition("@")[0]).name)
     return _clean(Path(tail).stem)
 
 

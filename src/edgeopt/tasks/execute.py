@@ -12,6 +12,7 @@ from edgeopt import plugins
 from edgeopt.core.arrays import array_file
 from edgeopt.core.model import TensorSpec
 from edgeopt.runtimes.adapter import Adapter
+from edgeopt.tasks.detect import score
 from edgeopt.worker import report
 
 
@@ -25,7 +26,7 @@ def execute(
     folder: str,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write `<output>.npy` of shape (batches, *output shape) under `folder`.
+    """Write `<output>.npy` of shape (batches, *output shape) under `folder`, and `metrics.json` where truth is known.
 
     Args:
         runtime: the plugin that executes the artifact.
@@ -58,12 +59,14 @@ def execute(
             report(f"verifying {index}/{count}")
     for array in arrays.values():
         array.flush()
+    metrics = score(Path(inputs_folder), out, wanted)
     return {
         "runtime": plugin.NAME,
         "inputs": [s.to_json() for s in session.inputs],
         "outputs": [s.to_json() for s in session.outputs],
         "seconds": time.perf_counter() - started,
         "notes": list(getattr(session, "notes", ())),
+        "metrics": metrics,
     }
 
 

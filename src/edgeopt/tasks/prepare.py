@@ -23,6 +23,7 @@ from edgeopt.core.settings import parse
 from edgeopt.exporters.program import Unit, example_inputs
 from edgeopt.sources.request import Loaded, SourceRequest, understand
 from edgeopt.tasks.samples import choose, store_inputs
+from edgeopt.tasks.tokenizer_files import BESIDE, keep_tokenizer
 from edgeopt.worker import report
 
 
@@ -39,6 +40,8 @@ def prepare(
     folder: str,
 ) -> dict[str, Any]:
     """Write `program.pt2`, `inputs/`, `calibration/` under `folder`; returns what they are.
+
+    What goes into the bundle as it is, such as a text model's tokenizer, is written to `beside/`.
 
     Args:
         source, arch, trust: what the user named.
@@ -66,6 +69,7 @@ def prepare(
         for spec in model.inputs:
             digest.update(array_file(out / "calibration", spec.name).read_bytes())
     _same_on_first_inputs(model, program, out / "inputs")
+    tokenizer = keep_tokenizer(model, request.folder, out / BESIDE)
     parameters = {id(p): p.numel() for p in model.module.parameters()}
     return {
         "model": {
@@ -77,7 +81,8 @@ def prepare(
             "inputs": [s.to_json() for s in model.inputs],
             "outputs": [s.to_json() for s in outputs],
             "license": model.card.license,
-            "preprocess": model.card.preprocess.model_dump(mode="json"),
+            "preprocess": model.card.preprocess.model_dump(mode="json") | tokenizer,
+            "detection": model.card.detection.model_dump(mode="json"),
             "labels": labels_of(model.card, request.folder),
             "notes": list(model.notes),
         },
@@ -92,13 +97,14 @@ def load(request: SourceRequest) -> Model:
     """Load a source and settle its inputs: asked for, then the card's, then the source's own."""
     loaded: Loaded = plugins.find("sources", request.kind).load(request)
     card = request.card
-    if loaded.card_options and not request.spoken.endswith((".yaml", ".yml")):
-        card = parse(ModelCard, {"source": card.source, **loaded.card_options}, request.spoken)
+    if loaded.card_options:
+        own_words = card.model_dump(exclude_unset=True)
+        card = parse(ModelCard, {**loaded.card_options, **own_words}, request.spoken)
     if loaded.outputs and not card.outputs:
         card = card.model_copy(update={"outputs": loaded.outputs})
     own = tuple(TensorSpec(i.name, i.shape, i.dtype, i.layout or layout_of(i.shape)) for i in card.inputs)
-    inputs = own or loaded.inputs
-    if request.shapes:
+    inputs = loaded.inputs if loaded.shaped and request.shapes else own or loaded.inputs
+    if request.shapes and not loaded.shaped:
         names = [s.name for s in inputs] or ["input"] * len(request.shapes)
         if len(request.shapes) != len(names):
             raise UsageError(f"{request.spoken} has {len(names)} inputs, --input-shape gives {len(request.shapes)}")

@@ -17,6 +17,8 @@ from edgeopt.data import is_builtin, open_data
 from edgeopt.data.source import DataSource, Sample
 from edgeopt.worker import report
 
+TRUTH = "truth.json"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -34,6 +36,8 @@ def choose(
     With `data`, or a card with one data source, calibration takes the first samples of a seeded permutation and
     verification those after them; only a source too small for both is used twice, which the record says.
 
+    Without data, a model with a tokenizer is verified on the built-in sentences, any other on seeded noise.
+
     Raises:
         UsageError: no data, where calibration is a must.
     """
@@ -42,6 +46,8 @@ def choose(
     if evaluation_name is None:
         if must_calibrate:
             raise UsageError("static int8 is calibrated on real inputs: give --data FILE, or data in the model's card")
+        if model.card.preprocess.tokenizer and all(len(s.shape) == 2 for s in model.inputs):
+            return choose(model, "sentences", base, samples, 0)
         noise = Choice(range(samples), lambda i: _noise(model.inputs, i))
         return noise, None, {"inputs": "random", "verified": samples, "calibrated": 0, "source": None}
     evaluation = open_data(_from_here(evaluation_name, data), model.card, model.inputs, base)
@@ -69,6 +75,8 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
 
     Returns whether all are labelled. `samples.json` has what tells each sample to people: its id, its slices, its text.
 
+    Where the data tells the objects in each image, they are written to `truth.json`.
+
     Samples are grouped by the model's batch size; the last batch is filled by repeating its last sample.
     """
     folder.mkdir()
@@ -80,12 +88,14 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     }
     labels = np.full(count * batch, -1, np.int64)
     told: list[dict[str, Any]] = []
+    truths: list[dict[str, Any] | None] = []
     sample: Sample | None = None
     for position in range(count * batch):
         if position < len(choice.indices):
             sample = choice.read(choice.indices[position])
             labels[position] = -1 if sample.label is None else sample.label
             told.append({"id": sample.id, "slices": sample.slices, "text": sample.text})
+            truths.append(sample.truth.to_json() if sample.truth else None)
             if position % 16 == 0:
                 report(f"reading inputs {position}/{len(choice.indices)}")
         assert sample is not None
@@ -96,7 +106,9 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     labels = labels[: len(choice.indices)]
     np.save(folder / "labels.npy", labels)
     (folder / "samples.json").write_text(json.dumps(told), encoding="utf-8")
-    return bool((labels >= 0).all())
+    if all(truths):
+        (folder / TRUTH).write_text(json.dumps(truths))
+    return bool((labels >= 0).all()) or all(truths)
 
 
 def _from_here(name: str, asked_for: str | None) -> str:

@@ -1,0 +1,68 @@
+"""Reads `cases.yaml`: what there is to convert, and why some of it cannot be here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model.
+
+    Attributes:
+        name: unique.
+        family: of the source.
+        source: what `edgeopt convert` is given.
+        shape: for `--input-shape`; None where the source tells.
+        absent: why the case cannot run here.
+    """
+
+    name: str
+    family: str
+    source: str
+    shape: str | None = None
+    absent: str | None = None
+
+
+def read_cases(scratch: Path) -> list[Case]:
+    """Return all cases; folders of configurations are written to `scratch`."""
+    document = yaml.safe_load((HERE / "cases.yaml").read_text(encoding="utf-8"))
+    cases = [case for group in document["groups"] for case in _group(group, scratch)]
+    names = [c.name for c in cases]
+    assert len(set(names)) == len(names), "two cases have one name"
+    return cases
+
+
+def _group(group: dict[str, Any], scratch: Path) -> Iterator[Case]:
+    family, shape = group["family"], group.get("shape")
+    for name in group.get("names", ()):
+        absent = _without(group.get("package"))
+        source = group["source"].format(name=name)
+        if family in ("keras", "card"):
+            source = str((ROOT / source).resolve())
+            absent = absent or (None if Path(source).exists() else f"{source} is not here")
+        yield Case(name, family, source, shape, absent)
+    for name, config in group.get("configs", {}).items():
+        folder = scratch / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({**group["common"], **config}))
+        yield Case(name, family, f"hf:{folder}", shape, _without("transformers"))
+    for entry in group.get("files", ()):
+        package = find_spec(entry["package"])
+        found = sorted(Path(str(package.origin)).parent.glob(entry["file"])) if package and package.origin else []
+        absent = _without(entry["package"]) or (None if found else f"{entry['package']} holds no {entry['file']}")
+        yield Case(entry["name"], family, str(found[0]) if found else "", entry.get("shape"), absent)
+
+
+def _without(package: str | None) -> str | None:
+    return f"package {package} is not installed" if package and find_spec(package) is None else None

@@ -1,0 +1,117 @@
+"""The matrix of model × format × precision as Markdown and HTML, from the records that `run.py` kept.
+
+python benchmarks/conformance/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FORMATS = ("onnx", "litert", "coreml", "executorch")
+LEAST_DB = {"fp32": 80.0, "fp16": 45.0}
+STYLE = """
+body { font: 14px system-ui, sans-serif; margin: 2em; color: #1c2530 }
+table { border-collapse: collapse } th, td { padding: 3px 9px; border: 1px solid #d5dbe1; text-align: right }
+th { background: #eef2f6; position: sticky; top: 0 } td:first-child { text-align: left }
+.good { background: #e2f4e4 } .low { background: #fff3d1 } .bad { background: #fbdcdc } .none { color: #8a95a1 }
+td.bad, td.low { cursor: help }
+"""
+
+
+def verified(cell: dict[str, Any], precision: str) -> bool:
+    """Tell whether a cell counts: the comparison passed, and its SNR reaches the mark of a float precision."""
+    return bool(cell.get("passed")) and cell["snr_db"] >= LEAST_DB.get(precision, float("-inf"))
+
+
+def shown(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    if cell["snr_db"] is None:
+        return "fails"
+    return "exact" if cell["snr_db"] >= 300 else f"{cell['snr_db']:.0f} dB"
+
+
+def summary(records: list[dict[str, Any]], precisions: list[str]) -> list[str]:
+    lines = []
+    for precision in precisions:
+        cells = [c for r in records for k, c in r["cells"].items() if k.endswith(f" {precision}")]
+        if not cells:
+            continue
+        good = sum(verified(c, precision) for c in cells)
+        mark = f"SNR ≥ {LEAST_DB[precision]:.0f} dB" if precision in LEAST_DB else "passed"
+        lines.append(f"{precision}: {good} of {len(cells)} cells verified ({100 * good / len(cells):.1f} %, {mark})")
+    return lines
+
+
+def reasons(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return model, cell and why, for all cells that are not verified, and for models that are absent."""
+    found = [(r["name"], "all", r["absent"]) for r in records if r.get("absent")]
+    for record in records:
+        for key, cell in record["cells"].items():
+            precision = key.partition(" ")[2]
+            if not verified(cell, precision):
+                least = LEAST_DB.get(precision)
+                found.append((record["name"], key, cell["reason"] or f"SNR is {cell['snr_db']:.1f} dB, below {least}"))
+    return found
+
+
+def markdown(records: list[dict[str, Any]], precisions: list[str]) -> str:
+    columns = [f"{f} {p}" for p in precisions for f in FORMATS]
+    lines = ["# Conformance", "", "`python benchmarks/conformance/run.py`, then `report.py`.", ""]
+    lines += [f"- {line}" for line in summary(records, precisions)] + [""]
+    lines += ["| model | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for record in records:
+        lines.append(f"| {record['name']} | " + " | ".join(shown(record["cells"].get(c)) for c in columns) + " |")
+    lines += ["", "## Not verified", ""]
+    lines += [f"- {name}, {key}: {reason}" for name, key, reason in reasons(records)] or ["Nothing."]
+    kept = records[-1]["versions"] if records else {}
+    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in kept.items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def page(records: list[dict[str, Any]], precisions: list[str]) -> str:
+    columns = [f"{f} {p}" for p in precisions for f in FORMATS]
+    rows = []
+    for record in records:
+        cells = []
+        for column in columns:
+            cell = record["cells"].get(column)
+            if cell is None:
+                cells.append(f'<td class="none" title="{html.escape(record.get("absent") or "")}">-</td>')
+                continue
+            good = verified(cell, column.partition(" ")[2])
+            kind = "good" if good else "bad" if cell["snr_db"] is None else "low"
+            cells.append(f'<td class="{kind}" title="{html.escape(cell["reason"] or "")}">{shown(cell)}</td>')
+        rows.append(f"<tr><td>{html.escape(record['name'])}</td>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{c.replace(' ', '<br>')}</th>" for c in ("model", *columns))
+    told = "".join(f"<li>{html.escape(line)}</li>" for line in summary(records, precisions))
+    why = "".join(
+        f"<li>{html.escape(', '.join(entry[:2]))}: {html.escape(entry[2])}</li>" for entry in reasons(records)
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Conformance</title><style>{STYLE}</style>'
+        f"<h1>Conformance</h1><ul>{told}</ul><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"<h2>Not verified</h2><ul>{why or '<li>Nothing.</li>'}</ul></html>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, default=HERE / "records")
+    parser.add_argument("--out", type=Path, default=HERE)
+    arguments = parser.parse_args()
+    records = [json.loads(p.read_text()) for p in sorted(arguments.records.glob("*.json"))]
+    records.sort(key=lambda r: (r["family"], r["name"]))
+    precisions = list(dict.fromkeys(p for r in records for p in r["precision"].split(",")))
+    (arguments.out / "result.md").write_text(markdown(records, precisions), encoding="utf-8")
+    (arguments.out / "result.html").write_text(page(records, precisions), encoding="utf-8")
+    print("\n".join(summary(records, precisions)))
+
+
+if __name__ == "__main__":
+    main()
