@@ -10,7 +10,7 @@ from rich.table import Table
 
 from edgeopt.cache import Cache, default_root
 from edgeopt.cli.options import print_json
-from edgeopt.report.terminal import size
+from edgeopt.report.quantities import size
 
 
 @click.group("cache")
