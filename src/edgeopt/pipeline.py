@@ -99,7 +99,7 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
             "edgeopt": version("edgeopt"),
             "model": prepared["model"] | {"source": made.opened["source"], "file": f"{made.opened['name']}.pt2"},
             "target": target.name if target else None,
-            "data": prepared["data"] | {"source": made.opened["data"]["eval"]["source"]},
+            "data": prepared["data"],
             "stages": made.records,
             "artifacts": artifacts,
             "failures": failures,

@@ -12,7 +12,7 @@ from edgeopt.core.errors import UsageError
 from edgeopt.core.formats import FORMATS
 from edgeopt.core.pruning import PruneOptions, SparsifyOptions
 from edgeopt.core.quantization import QuantizationOptions
-from edgeopt.core.settings import Settings, load_yaml, parse
+from edgeopt.core.settings import Settings, parse, read_mapping
 from edgeopt.core.training import CutDepthOptions, DistillOptions, FinetuneOptions
 
 Options = PruneOptions | SparsifyOptions | CutDepthOptions | FinetuneOptions | DistillOptions
@@ -151,7 +151,7 @@ def read_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     Raises:
         UsageError: missing, malformed, an unknown key, or an order of stages that makes no sense.
     """
-    document = load_yaml(path)
+    document = read_mapping(path)
     for change in changes:
         _set(document, change)
     recipe = parse(Recipe, document, str(path))
