@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from edgeopt.core.budget import Budget
 from edgeopt.core.card import ModelCard
 from edgeopt.core.target import Target
 
 FOLDER = Path(__file__).parents[1] / "schemas"
-DOCUMENTS = {"card": ModelCard, "target": Target}
+DOCUMENTS = {"budget": Budget, "card": ModelCard, "target": Target}
 
 
 def schema_text(name: str) -> str:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from edgeopt.cli.main import VERBS
+
 HEAVY = {
     *(
         "torch",
@@ -60,7 +62,7 @@ def test_import_edgeopt_is_light(interpreter_s):
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["targets"], ["targets", "--json"], ["targets", "pixel-8"]]
-    + [[verb, "--help"] for verb in ("convert", "verify", "predict", "inspect", "doctor", "targets")],
+    + [[verb, "--help"] for verb in VERBS],
     ids=" ".join,
 )
 def test_commands_that_compute_nothing_load_nothing_heavy(arguments):

@@ -1,7 +1,8 @@
-"""Finds exporters, runtimes and sources: a file in the folder is a plugin; others come by entry points.
+"""Finds exporters, runtimes, sources and devices: a file in the folder is a plugin; others come by entry points.
 
-Built-in plugins are `edgeopt/exporters/to_NAME.py`, `edgeopt/runtimes/run_NAME.py` and `edgeopt/sources/from_NAME.py`.
-Third parties declare entry points in the groups `edgeopt.exporters`, `edgeopt.runtimes`, `edgeopt.sources`.
+Built-in plugins are `edgeopt/exporters/to_NAME.py`, `edgeopt/runtimes/run_NAME.py`, `edgeopt/sources/from_NAME.py` and
+`edgeopt/devices/NAME.py`. Third parties declare entry points in the groups `edgeopt.exporters`, `edgeopt.runtimes`,
+`edgeopt.sources`, `edgeopt.devices`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from types import ModuleType
 
 from edgeopt.core.errors import MissingBackendError, UsageError, did_you_mean
 
-PREFIXES = {"exporters": "to_", "runtimes": "run_", "sources": "from_"}
+PREFIXES = {"exporters": "to_", "runtimes": "run_", "sources": "from_", "devices": ""}
+NOT_PLUGINS = {"__init__", "runner"}  # the runner is what every device runs
 EXTRAS = {
     "ai_edge_litert": "litert",
     "ai_edge_quantizer": "litert",
@@ -74,7 +76,8 @@ def missing_backend(error: ModuleNotFoundError) -> MissingBackendError | ModuleN
 
 def _builtin(kind: str) -> list[str]:
     prefix = PREFIXES[kind]
-    return sorted(f.stem.removeprefix(prefix) for f in Path(__file__).with_name(kind).glob(f"{prefix}*.py"))
+    files = Path(__file__).with_name(kind).glob(f"{prefix}*.py")
+    return sorted({f.stem.removeprefix(prefix) for f in files} - NOT_PLUGINS)
 
 
 def _third_party(kind: str) -> list[EntryPoint]:

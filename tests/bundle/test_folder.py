@@ -267,3 +267,14 @@ def test_digests_match_an_independent_tool(out):
     write(out)
     told = subprocess.run(["sha256sum", "net.onnx"], cwd=out, capture_output=True, text=True, check=True).stdout
     assert told.split()[0] == json.loads((out / "manifest.json").read_bytes())["files"]["net.onnx"]["sha256"]
+
+
+def test_what_other_verbs_wrote_into_a_bundle_goes_with_it(out):
+    write(out)
+    for name in ("eval.json", "bench.json", "report.html"):
+        (out / name).write_text("of the old bundle")
+    write(out, "two")
+    assert_whole(out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        write(out, "three")

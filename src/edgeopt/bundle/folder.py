@@ -15,6 +15,8 @@ from edgeopt.core.errors import OutputError
 from edgeopt.scratch import ScratchFolder, sweep
 
 MANIFEST = "manifest.json"
+# What other verbs write into a bundle; it says nothing of the bundle that comes in its place.
+COMPANIONS = frozenset({"eval.json", "bench.json", "gate.json", "report.html", "sensitivity.json", "sensitivity.svg"})
 IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -64,7 +66,7 @@ def _refuse_foreign(out: Path) -> None:
         return
     try:
         document = json.loads((out / MANIFEST).read_bytes())
-        known = {MANIFEST, *document["files"]}
+        known = {MANIFEST, *COMPANIONS, *document["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{out}: is not empty and holds no edgeopt bundle; choose another folder") from error
     foreign = sorted(present - known)

@@ -78,6 +78,10 @@ class ArtifactError(EdgeoptError):
     """An artifact is damaged or cannot be executed."""
 
 
+class DeviceError(EdgeoptError):
+    """A device cannot be reached, has no engine for an artifact, or failed while it ran one."""
+
+
 class ParityError(EdgeoptError):
     """An artifact's outputs lie too far from the original's."""
 

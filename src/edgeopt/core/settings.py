@@ -47,8 +47,24 @@ def read_yaml(kind: type[S], path: Path) -> S:
     Raises:
         UsageError: the file is missing, is no YAML, or does not fit.
     """
+    return parse(kind, _read(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read one YAML document that is a mapping.
+
+    Raises:
+        UsageError: the file is missing, is no YAML, or something else than a mapping.
+    """
+    document = _read(path)
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: expected a mapping of options, found {type(document).__name__}")
+    return document
+
+
+def _read(path: Path) -> Any:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +75,6 @@ def read_yaml(kind: type[S], path: Path) -> S:
         raise UsageError(
             f"{place}: not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}"
         ) from error
-    return parse(kind, document, str(path))
 
 
 def _fields_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

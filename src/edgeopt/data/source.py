@@ -25,6 +25,7 @@ class Sample:
         label: class index; None where the data has none.
         id: names the sample for people: an image's path, a table's line, an array's index.
         slices: further columns of a table (`camera`, `language`, ...), for results per group.
+        text: what was encoded, where the sample is a text.
         truth: the objects in an image, where the data tells them.
     """
 
@@ -32,6 +33,7 @@ class Sample:
     label: int | None
     id: str
     slices: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
     truth: Truth | None = None
 
 

@@ -72,8 +72,9 @@ class Table:
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]
         inputs = self._encode(entry.item, f"{self.path}: line {entry.line}")
-        identity = entry.item if self._column == "path" else f"line {entry.line}"
-        return Sample(inputs, entry.label, identity, entry.slices)
+        if self._column == "path":
+            return Sample(inputs, entry.label, entry.item, entry.slices)
+        return Sample(inputs, entry.label, f"line {entry.line}", entry.slices, entry.item)
 
     def fingerprint(self) -> str:
         """Return a sha256 over the table's content, the images' sizes and times or the tokenizer, and preprocessing."""

@@ -8,17 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeopt.report.quantities import size
+
 Document = dict[str, Any]
 SLOWER = 1.05
-
-
-def size(count: float) -> str:
-    """Return bytes as people read them: `18.6 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def show_bundle(document: Document, out: str, console: Console) -> None:

@@ -56,6 +56,7 @@ def choose(
     calibration: Choice | None = None
     start = 0
     if calibration_samples and calibration_name is not None:
+        record["calibration_source"] = calibration_name
         if calibration_name == evaluation_name:
             calibration = Choice(order[:calibration_samples].tolist(), evaluation.__getitem__)
             start = len(calibration.indices)
@@ -70,7 +71,9 @@ def choose(
 
 
 def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -> bool:
-    """Write `<input>.npy` of shape (batches, *input shape) and `labels.npy`; returns whether all are labelled.
+    """Write `<input>.npy` of shape (batches, *input shape), `labels.npy` and `samples.json`.
+
+    Returns whether all are labelled. `samples.json` has what tells each sample to people: its id, its slices, its text.
 
     Where the data tells the objects in each image, they are written to `truth.json`.
 
@@ -85,12 +88,14 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     }
     labels = np.full(count * batch, -1, np.int64)
     truths: list[dict[str, Any] | None] = []
+    told: list[dict[str, Any]] = []
     sample: Sample | None = None
     for position in range(count * batch):
         if position < len(choice.indices):
             sample = choice.read(choice.indices[position])
             labels[position] = -1 if sample.label is None else sample.label
             truths.append(sample.truth.to_json() if sample.truth else None)
+            told.append({"id": sample.id, "slices": sample.slices, "text": sample.text})
             if position % 16 == 0:
                 report(f"reading inputs {position}/{len(choice.indices)}")
         assert sample is not None
@@ -102,6 +107,7 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     np.save(folder / "labels.npy", labels)
     if all(truths):
         (folder / TRUTH).write_text(json.dumps(truths))
+    (folder / "samples.json").write_text(json.dumps(told), encoding="utf-8")
     return bool((labels >= 0).all()) or all(truths)
 
 

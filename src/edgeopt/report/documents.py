@@ -1,0 +1,302 @@
+"""Reads the documents that lie in a bundle into what a report says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeopt.report.contents import (
+    ArtifactRow,
+    BundleReport,
+    Changed,
+    ClassDamage,
+    Document,
+    Group,
+    Interval,
+    Latency,
+    Sensitivity,
+    Unit,
+)
+from edgeopt.report.evaluation_table import class_name
+
+CHANGED = 24
+CLASSES = 15
+UNITS = 30
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What lies in a bundle's folder."""
+
+    folder: str
+    manifest: Document
+    evaluation: Document | None = None
+    benchmarks: Document | None = None
+    gate: Document | None = None
+    sensitivities: Sequence[Document] = field(default_factory=tuple)
+    recipe: str | None = None
+
+
+def bundle_report(documents: Documents) -> BundleReport:
+    """Read a bundle's documents.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: one of them is not what edgeopt writes.
+    """
+    manifest, evaluation = documents.manifest, documents.evaluation
+    model, data = manifest["model"], manifest.get("data") or {}
+    notes: list[str] = [str(n) for n in (data.get("note"), *(model.get("notes") or ())) if n]
+    evaluated = _current(manifest, evaluation, notes)
+    rows = tuple(_row(a, evaluated, documents.benchmarks) for a in manifest["artifacts"])
+    names = tuple(r.name for r in rows)
+    classes, class_count = _classes(evaluated, names)
+    changed, count = _changed(evaluation, evaluated) if evaluation is not None else ((), 0)
+    reference = (evaluation or {}).get("reference") or {}
+    return BundleReport(
+        name=str(model["name"]),
+        folder=documents.folder,
+        target=manifest.get("target"),
+        task=str(model.get("task") or "generic"),
+        parameters=model.get("parameters"),
+        license=model.get("license"),
+        source=str(model.get("source") or ""),
+        data=_told_data(data),
+        evaluated=_told_evaluation(evaluation) if evaluated else None,
+        reference=reference.get("name") if evaluated else None,
+        artifacts=rows,
+        failures=tuple(f"{f['format']} {f['precision']}: {f['reason']}" for f in manifest.get("failures") or ()),
+        classes=classes,
+        class_count=class_count,
+        groups=_groups(evaluated, names),
+        changed=changed,
+        changed_count=count,
+        sensitivities=tuple(_sensitivity(d) for d in documents.sensitivities),
+        gate=documents.gate,
+        environment=_environment(manifest, documents.benchmarks),
+        recipe=_recipe(manifest),
+        recipe_text=documents.recipe,
+        notes=tuple(notes),
+    )
+
+
+def _current(manifest: Document, evaluation: Document | None, notes: list[str]) -> dict[str, Document]:
+    """Return evaluated artifacts by name; those of other files than the manifest's are left out."""
+    if evaluation is None:
+        return {}
+    sums = {a["path"]: a["sha256"] for a in manifest["artifacts"]}
+    found = {}
+    for entry in evaluation["artifacts"]:
+        name = f"{entry['format']}/{entry['precision']}"
+        if sums.get(entry["path"]) == entry["sha256"]:
+            found[name] = entry
+        else:
+            notes.append(f"eval.json tells of another file of {name}; run edgeopt eval again")
+    return found
+
+
+def _row(artifact: Document, evaluated: dict[str, Document], benchmarks: Document | None) -> ArtifactRow:
+    name = f"{artifact['format']}/{artifact['precision']}"
+    parity = artifact["parity"]
+    entry = evaluated.get(name) or {}
+    against = entry.get("against") or {}
+    metrics = entry.get("metrics") or {}
+    accuracy, original = parity.get("top1"), parity.get("reference_top1")
+    samples = parity.get("samples") or 0
+    if "top1" in metrics:
+        accuracy, samples = metrics["top1"], metrics["samples"]
+        original = accuracy + against["drop"] if "drop" in against else None
+    integers, floats = artifact.get("integer_ops"), artifact.get("float_ops")
+    total = (integers or 0) + (floats or 0)
+    return ArtifactRow(
+        name=name,
+        format=str(artifact["format"]),
+        precision=str(artifact["precision"]),
+        file=str(artifact["path"]),
+        size_bytes=int(artifact["size_bytes"]),
+        runtime=str(parity.get("runtime") or ""),
+        snr_db=parity.get("snr_db"),
+        cosine=parity.get("cosine"),
+        agreement=against.get("agreement", parity.get("agreement")),
+        parity_samples=int(parity.get("samples") or 0),
+        parity_inputs="random inputs" if parity.get("inputs") == "random" else "samples",
+        passed=bool(parity.get("passed")),
+        reason=parity.get("reason"),
+        accuracy=accuracy,
+        original_accuracy=original,
+        accuracy_samples=int(samples),
+        metrics=metrics,
+        lost=against.get("lost"),
+        gained=against.get("gained"),
+        integer_share=integers / total if integers is not None and total else None,
+        latency=_latency(artifact, benchmarks),
+        notes=tuple(str(n) for n in artifact.get("notes") or ()),
+        not_quantized=tuple(str(n) for n in artifact.get("not_quantized") or ()),
+        tools={str(k): str(v) for k, v in (artifact.get("tools") or {}).items()},
+    )
+
+
+def _latency(artifact: Document, benchmarks: Document | None) -> Latency | None:
+    for record in (benchmarks or {}).get("measurements") or ():
+        if record["artifact"]["sha256"] != artifact["sha256"]:
+            continue
+        summary = record["summary"]
+        timed = [launch["samples"][0] for launch in record["launches"]]
+        samples = [wall / s["inner_batch"] for s in timed for wall in s["wall_ns"]]
+        return Latency(
+            device=str(record["device"]),
+            median=_interval(summary["median"]),
+            p90=_interval(summary["p90"]) if summary.get("p90") else None,
+            p99=_interval(summary["p99"]) if summary.get("p99") else None,
+            cold_start=_interval(summary["cold_start"]) if summary.get("cold_start") else None,
+            throughput_per_s=float(summary["throughput_per_s"]),
+            memory_bytes=int(summary["peak_memory_bytes"]),
+            launches=len(record["launches"]),
+            samples=tuple(float(s) for s in samples),
+            notes=tuple(str(n) for n in summary.get("notes") or ()),
+        )
+    return None
+
+
+def _interval(record: Document) -> Interval:
+    return Interval(float(record["value"]), record.get("low"), record.get("high"))
+
+
+def _classes(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[tuple[ClassDamage, ...], int]:
+    found: dict[str, dict[str, Document]] = {}
+    for name, entry in evaluated.items():
+        for row in (entry.get("against") or {}).get("per_class") or ():
+            found.setdefault(str(row["name"]), {})[name] = row
+    rows = []
+    for label, by_artifact in found.items():
+        first = next(iter(by_artifact.values()))
+        drops = tuple(by_artifact[n]["drop"] if n in by_artifact else None for n in names)
+        rows.append(ClassDamage(label, int(first["samples"]), float(first["reference"]), drops))
+    # Of classes that lost equally, the one that all artifacts together lost most.
+    rows.sort(key=lambda r: (-r.worst, -sum(d for d in r.drops if d)))
+    return tuple(r for r in rows if any(r.drops))[:CLASSES], len(rows)
+
+
+def _groups(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[Group, ...]:
+    found: dict[tuple[str, str], dict[str, Document]] = {}
+    for name, entry in evaluated.items():
+        for row in entry.get("slices") or ():
+            found.setdefault((str(row["column"]), str(row["value"])), {})[name] = row
+    groups = []
+    for (column, value), rows in found.items():
+        first = next(iter(rows.values()))
+        accuracies = tuple(rows[n]["top1"] if n in rows else None for n in names)
+        groups.append(Group(column, value, int(first["samples"]), first["reference_top1"], accuracies))
+    return tuple(groups)
+
+
+def _changed(evaluation: Document, evaluated: dict[str, Document]) -> tuple[tuple[Changed, ...], int]:
+    """Return changed examples: those that most artifacts change first."""
+    labels = evaluation["model"].get("labels") or []
+    before = (evaluation.get("reference") or {}).get("answers")
+    by_index: dict[int, dict[int, list[str]]] = {}
+    for name, entry in evaluated.items():
+        for index in entry.get("changed") or ():
+            by_index.setdefault(int(index), {}).setdefault(int(entry["answers"][index]), []).append(name)
+    order = sorted(by_index, key=lambda i: (-sum(len(v) for v in by_index[i].values()), i))
+    pictures = evaluation.get("thumbnails") or {}
+    found = []
+    for index in order[:CHANGED]:
+        sample = evaluation["samples"][index]
+        picture = str(pictures.get(str(index)) or "")
+        answers = tuple((class_name(labels, told), tuple(by)) for told, by in sorted(by_index[index].items()))
+        found.append(
+            Changed(
+                id=str(sample["id"]),
+                label=None if sample["label"] is None else class_name(labels, int(sample["label"])),
+                before=class_name(labels, int(before[index])) if before is not None else "",
+                answers=answers,
+                text=sample.get("text"),
+                picture=picture if picture.startswith("data:image/png;base64,") else None,
+            )
+        )
+    return tuple(found), len(order)
+
+
+def _sensitivity(document: Document) -> Sensitivity:
+    sensitivity = document["sensitivity"]
+    kept = set(document.get("keep_float") or ())
+    rows = sorted(sensitivity["units"], key=lambda r: float(r["sqnr_db"]))
+    units = tuple(
+        Unit(
+            str(r["name"]),
+            str(r["kind"]),
+            float(r["sqnr_db"]),
+            float(r["own_sqnr_db"]),
+            r.get("metric_drop"),
+            r["name"] in kept,
+        )
+        for r in rows[:UNITS]
+    )
+    return Sensitivity(
+        precision=str(document["precision"]),
+        samples=int(sensitivity["samples"]),
+        all_db=float(sensitivity["quantized"]["snr_db"]),
+        metric=sensitivity.get("metric"),
+        units=units,
+        more=max(0, len(rows) - UNITS),
+    )
+
+
+def _told_data(data: Document) -> str:
+    if data.get("inputs") == "random" or not data:
+        return f"{data.get('verified', 0)} random inputs: nothing is known of real ones"
+    told = f"{data.get('verified')} samples of {data.get('source')}"
+    if data.get("calibrated"):
+        told += f", calibrated on {data['calibrated']} of {data.get('calibration_source') or data.get('source')}"
+    return told
+
+
+def _told_evaluation(evaluation: Document | None) -> str | None:
+    if evaluation is None:
+        return None
+    data = evaluation["data"]
+    note = f" ({data['note']})" if data.get("note") else ""
+    return f"{data['verified']} samples of {data['source']}{note}"
+
+
+def _environment(manifest: Document, benchmarks: Document | None) -> tuple[tuple[str, str], ...]:
+    rows = [("edgeopt", str(manifest.get("edgeopt") or ""))]
+    device = (benchmarks or {}).get("device") or {}
+    if benchmarks is not None:
+        rows.append(("measured on", str(benchmarks.get("on") or "")))
+    for key, label in (("cpu", "processor"), ("cpus", "cores"), ("governor", "governor"), ("system", "system")):
+        if device.get(key) is not None:
+            rows.append((label, str(device[key])))
+    if device.get("python"):
+        rows.append(("Python", str(device["python"])))
+    loads = [
+        launch["environment"]["load_before"]
+        for record in (benchmarks or {}).get("measurements") or ()
+        for launch in record["launches"]
+        if launch["environment"].get("load_before") is not None
+    ]
+    if loads:
+        rows.append(("load while measured", f"{min(loads):.1f} to {max(loads):.1f}"))
+    versions = {str(k): str(v) for k, v in (device.get("versions") or {}).items() if v}
+    for artifact in manifest["artifacts"]:
+        versions |= {str(k): str(v) for k, v in (artifact.get("tools") or {}).items()}
+    return (*rows, *sorted(versions.items()))
+
+
+def _recipe(manifest: Document) -> tuple[tuple[str, str], ...]:
+    rows = []
+    for precision in dict.fromkeys(a["precision"] for a in manifest["artifacts"]):
+        artifacts = [a for a in manifest["artifacts"] if a["precision"] == precision]
+        record = next((a["quantization"] for a in artifacts if a.get("quantization")), None)
+        if record is None:
+            rows.append((str(precision), "as exported"))
+            continue
+        options = ", ".join(f"{k} {_written(v)}" for k, v in (record.get("options") or {}).items())
+        kept = ", ".join(record.get("keep_float") or ())
+        rows.append((str(precision), options + (f"; kept in float: {kept}" if kept else "")))
+    return tuple(rows)
+
+
+def _written(value: Any) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
