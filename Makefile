@@ -11,7 +11,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[formats,timm,models,text,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[formats,compress,timm,hf,detection,models,dev]"
 	touch $@
 
 demo: $(INSTALLED)  ## Convert the embedded digit classifier to four formats, fp32 and int8, each one executed

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from edgeopt.core.budget import Budget
 from edgeopt.core.card import ModelCard
+from edgeopt.core.recipe import Recipe
 from edgeopt.core.target import Target
 
 FOLDER = Path(__file__).parents[1] / "schemas"
-DOCUMENTS = {"budget": Budget, "card": ModelCard, "target": Target}
+DOCUMENTS = {"budget": Budget, "card": ModelCard, "recipe": Recipe, "target": Target}
 
 
 def schema_text(name: str) -> str:

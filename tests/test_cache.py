@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.cache import Cache, default_root, file_sha256, key_of
+from edgeopt.cache import CHECKPOINTS, Cache, default_root, file_sha256, key_of
 
 
 @pytest.fixture
@@ -131,3 +131,20 @@ def test_the_users_cache_folder_is_chosen_by_environment(monkeypatch):
     monkeypatch.delenv("EDGEOPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert default_root() == Path("/x/edgeopt")
+
+
+def test_entries_are_listed_dropped_and_cleared(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "a").write_bytes(b"12345")
+    for stage in ("prune", "distill"):
+        cache.put(key_of({"stage": stage}), made, {"stage": stage})
+    (tmp_path / "cache" / CHECKPOINTS / "k").mkdir(parents=True)
+    (tmp_path / "cache" / CHECKPOINTS / "k" / "checkpoint.pt").write_bytes(b"1234567")
+    assert {e["stage"] for e in cache.entries()} == {"prune", "distill"}
+    assert all(e["size_bytes"] > 5 and e["name"] == "made" for e in cache.entries())
+    cache.drop(key_of({"stage": "prune"}))
+    assert [e["stage"] for e in cache.entries()] == ["distill"]
+    assert cache.clear() > 12 and cache.entries() == []
+    assert not list((tmp_path / "cache" / CHECKPOINTS).iterdir())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 10 * 2**30
+CHECKPOINTS = "training"
 
 
 def default_root() -> Path:
@@ -92,6 +93,34 @@ class Cache:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
         self._trim()
+
+    def drop(self, key: str) -> None:
+        """Forget an entry, if it is there."""
+        shutil.rmtree(self._place(key), ignore_errors=True)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what is kept, the latest used first: `key`, `name`, `stage`, `size_bytes`, `used` (seconds)."""
+        found = []
+        for entry in self.root.glob("??/*"):
+            try:
+                document = json.loads((entry / "entry.json").read_bytes())
+                size = sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
+                used = entry.stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            stage = document["record"].get("stage") if isinstance(document.get("record"), dict) else None
+            found.append(
+                {"key": entry.name, "name": document.get("name"), "stage": stage, "size_bytes": size, "used": used}
+            )
+        return sorted(found, key=lambda e: -float(e["used"]))
+
+    def clear(self) -> int:
+        """Remove every entry and every checkpoint; returns how many bytes that were."""
+        places = [*self.root.glob("??/*"), *(self.root / CHECKPOINTS).glob("*")]
+        total = sum(f.stat().st_size for p in places for f in p.rglob("*") if f.is_file())
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+        return total
 
     def _place(self, key: str) -> Path:
         return self.root / key[:2] / key

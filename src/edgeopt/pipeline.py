@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,11 +13,16 @@ from typing import Any
 from edgeopt import steps
 from edgeopt.bundle.folder import staged
 from edgeopt.bundle.manifest import keep_beside, keep_logs, write_manifest
+from edgeopt.compression import RecipeRun, compress
 from edgeopt.context import Context
 from edgeopt.conversion import Conversion
 from edgeopt.core.errors import NothingExportedError
 from edgeopt.core.formats import FORMATS, format_named, format_of_file, require_precision
-from edgeopt.core.target import Target
+from edgeopt.core.quantization import QuantizationOptions
+from edgeopt.core.recipe import Recipe
+from edgeopt.core.settings import parse
+from edgeopt.core.target import Target, load_target
+from edgeopt.experiment import add_metrics, run_record
 from edgeopt.steps import Document, Plan, Source, workshop
 
 
@@ -60,6 +67,70 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
         }
         write_manifest(bundle, document)
     return document
+
+
+def run(job: RecipeRun, out: Path, context: Context) -> Document:
+    """Perform a recipe and write the bundle `out`; returns its manifest.
+
+    The bundle also holds `run.json`, the record of the stages, and the compressed model as `<name>.pt2`.
+
+    Raises:
+        NothingExportedError: every format failed; the folder `out` is then as it was.
+        EdgeoptError: the model, its data, a stage or the output folder cannot be used.
+    """
+    started = time.monotonic()
+    recipe = job.recipe
+    target = load_target(recipe.export.target) if recipe.export.target else None
+    what = recipe_plan(recipe, target)
+    with staged(out) as bundle, workshop(context, bundle) as work:
+        made = compress(work, job)
+        result = Source(str(made.card), trust=job.trust)
+        prepared, artifacts, failures = Conversion(work, result, what, bundle).run()
+        if not artifacts:
+            raise NothingExportedError(failures)
+        keep_logs(failures, bundle, out)
+        keep_beside(work.folder, bundle)
+        shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
+        add_metrics(artifacts, made, what, prepared)
+        seconds = round(time.monotonic() - started, 2)
+        record = run_record(job, made, artifacts, seconds)
+        (bundle / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        document = {
+            "edgeopt": version("edgeopt"),
+            "model": prepared["model"] | {"source": made.opened["source"], "file": f"{made.opened['name']}.pt2"},
+            "target": target.name if target else None,
+            "data": prepared["data"],
+            "stages": made.records,
+            "artifacts": artifacts,
+            "failures": failures,
+            "seconds": seconds,
+        }
+        write_manifest(bundle, document)
+    return document
+
+
+def recipe_plan(recipe: Recipe, target: Target | None) -> Plan:
+    """Settle what files a recipe's result becomes.
+
+    Raises:
+        UsageError: an unknown precision, or one that a format cannot do.
+    """
+    quantize = recipe.quantize
+    precisions = dict.fromkeys(recipe.export.precisions)
+    options = QuantizationOptions()
+    if quantize is not None:
+        precisions[quantize.precision] = None
+        chosen = quantize.model_dump(mode="json", exclude={"precision", "calibration_samples"})
+        options = parse(QuantizationOptions, chosen, "quantize")
+    return plan(
+        recipe.export.formats,
+        tuple(precisions),
+        target,
+        samples=recipe.export.samples,
+        calibration_samples=quantize.calibration_samples if quantize else 100,
+        quantization=options,
+        compares_speed=recipe.export.compare_speed,
+    )
 
 
 def verify(

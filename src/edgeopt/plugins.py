@@ -25,6 +25,7 @@ EXTRAS = {
     "executorch": "executorch",
     "h5py": "tf",
     "keras": "tf",
+    "lightning": "train",
     "litert_torch": "litert",
     "mlxtend": "models",
     "neural_compressor": "inc",
@@ -38,7 +39,9 @@ EXTRAS = {
     "tf2onnx": "tf",
     "timm": "timm",
     "tokenizers": "text",
+    "torch_pruning": "prune",
     "torchao": "executorch",
+    "torchmetrics": "train",
     "transformers": "hf",
     "ultralytics": "yolo",
 }

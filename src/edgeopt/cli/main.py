@@ -13,16 +13,19 @@ import click
 
 VERBS = {
     "convert": "Export a model to verified ONNX, LiteRT, Core ML and ExecuTorch files.",
+    "run": "Perform a recipe: prune, distil, quantize, export.",
+    "init": "Write a commented recipe for a model.",
     "verify": "Run an artifact and compare it with a model or another artifact.",
-    "predict": "Run an artifact on images or a video and draw what it finds.",
     "eval": "Score the answers of artifacts on labelled data, per class and group.",
     "bench": "Measure latency, cold start and memory of artifacts, compared in pairs.",
     "gate": "Hold a bundle against budgets of size, latency and accuracy.",
     "report": "Write one page that shows all that is known of a bundle.",
+    "predict": "Run an artifact on images or a video and draw what it finds.",
     "sensitivity": "Show what quantizing each layer costs, and which layers to keep in float.",
     "inspect": "Show parameters, MACs, layers, inputs, outputs and operators.",
     "targets": "List the device profiles, or show one.",
     "doctor": "Try every backend that is installed.",
+    "cache": "List or clear what finished steps left.",
 }
 
 

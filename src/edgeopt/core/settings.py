@@ -38,7 +38,8 @@ def parse(kind: type[S], document: Any, where: str) -> S:
             raise UsageError(
                 f"{where}: unknown option {place!r}{did_you_mean(str(first['loc'][-1]), known)}"
             ) from error
-        raise UsageError(f"{where}: {place}: {first['msg']}") from error
+        told = [where, place, first["msg"].removeprefix("Value error, ")]
+        raise UsageError(": ".join(part for part in told if part)) from error
 
 
 def read_yaml(kind: type[S], path: Path) -> S:
@@ -47,7 +48,7 @@ def read_yaml(kind: type[S], path: Path) -> S:
     Raises:
         UsageError: the file is missing, is no YAML, or does not fit.
     """
-    return parse(kind, _read(path), str(path))
+    return parse(kind, load_yaml(path), str(path))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -56,13 +57,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, is no YAML, or something else than a mapping.
     """
-    document = _read(path)
+    document = load_yaml(path)
     if not isinstance(document, dict):
         raise UsageError(f"{path}: expected a mapping of options, found {type(document).__name__}")
     return document
 
 
-def _read(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """Read one YAML document, whatever it holds.
+
+    Raises:
+        UsageError: the file is missing, or is no YAML.
+    """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

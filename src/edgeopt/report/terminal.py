@@ -43,7 +43,8 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
     console.print(table)
     first = document["artifacts"][0]["parity"] if document["artifacts"] else None
     if first and first["reference_top1"] is not None:
-        console.print(f"top-1 of the original: {_share(first['reference_top1'])}", highlight=False)
+        of = "the compressed model, before export" if "stages" in document else "the original"
+        console.print(f"top-1 of {of}: {_share(first['reference_top1'])}", highlight=False)
     if first and first.get("reference_metrics"):
         told = ", ".join(_precision(first["reference_metrics"]))
         console.print(f"mAP50, mAP50-95 of the original: {told}", highlight=False)

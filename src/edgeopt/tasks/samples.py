@@ -87,15 +87,15 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         for s in inputs
     }
     labels = np.full(count * batch, -1, np.int64)
-    truths: list[dict[str, Any] | None] = []
     told: list[dict[str, Any]] = []
+    truths: list[dict[str, Any] | None] = []
     sample: Sample | None = None
     for position in range(count * batch):
         if position < len(choice.indices):
             sample = choice.read(choice.indices[position])
             labels[position] = -1 if sample.label is None else sample.label
-            truths.append(sample.truth.to_json() if sample.truth else None)
             told.append({"id": sample.id, "slices": sample.slices, "text": sample.text})
+            truths.append(sample.truth.to_json() if sample.truth else None)
             if position % 16 == 0:
                 report(f"reading inputs {position}/{len(choice.indices)}")
         assert sample is not None
@@ -105,9 +105,9 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
         array.flush()
     labels = labels[: len(choice.indices)]
     np.save(folder / "labels.npy", labels)
+    (folder / "samples.json").write_text(json.dumps(told), encoding="utf-8")
     if all(truths):
         (folder / TRUTH).write_text(json.dumps(truths))
-    (folder / "samples.json").write_text(json.dumps(told), encoding="utf-8")
     return bool((labels >= 0).all()) or all(truths)
 
 

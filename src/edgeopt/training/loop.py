@@ -1,0 +1,302 @@
+"""The training loop: Lightning Fabric for device and precision, and everything needed to stop and go on exactly.
+
+What a step does depends on its number and the seed alone (samples, augmentation, dropout, learning rate), so a run that
+was killed and resumed from its last checkpoint ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+
+from edgeopt.core.errors import ConversionError, UsageError
+from edgeopt.core.training import TrainingSettings
+from edgeopt.training.augment import augmented
+from edgeopt.training.examples import Examples, indices_of_step
+from edgeopt.training.network import has_open_batch, move, set_training
+from edgeopt.training.objectives import Objective
+from edgeopt.training.schedules import rate_at
+from edgeopt.worker import report
+
+Device = Literal["cpu", "cuda", "mps"]
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training did.
+
+    Attributes:
+        steps: performed, those before a resumed checkpoint included.
+        resumed: steps that a checkpoint held.
+        loss: mean over the last tenth of the steps of this call.
+        best: highest metric met during training; None where it was not evaluated.
+        stopped: whether the metric no longer improved before all steps were done.
+        seconds: of this call.
+    """
+
+    steps: int
+    resumed: int
+    loss: float
+    best: float | None
+    stopped: bool
+    seconds: float
+
+
+@dataclass
+class _State:
+    done: int = 0
+    best: float | None = None
+    waited: int = 0
+    stopped: bool = False
+    kept: dict[str, torch.Tensor] | None = None
+    losses: list[float] = field(default_factory=list)
+
+
+def fit(
+    objective: Objective,
+    examples: Examples,
+    settings: TrainingSettings,
+    *,
+    seed: int = 0,
+    device: Device = "cpu",
+    layout: str = "NCHW",
+    checkpoint: Path | None = None,
+    identity: str = "",
+    evaluate: Callable[[], float] | None = None,
+) -> Fitted:
+    """Train `objective.student` in place; it ends on the CPU in evaluation mode.
+
+    Args:
+        objective: gives the loss of a batch.
+        examples: to train on.
+        settings: how.
+        seed: of the order of samples, augmentation and dropout.
+        device: that computes.
+        layout: of images.
+        checkpoint: file to write every `checkpoint_every` steps and to go on from.
+        identity: what the run depends on beside settings, samples and starting weights; a checkpoint of another is
+            refused.
+        evaluate: metric of `objective.student` as it is now, higher is better; called where `evaluate_every` says.
+
+    Raises:
+        ConversionError: training diverged.
+        UsageError: no such device, or a checkpoint that belongs to another run.
+    """
+    started = time.monotonic()
+    if settings.patience is not None and (settings.evaluate_every is None or evaluate is None):
+        raise UsageError("patience needs evaluate_every and evaluation data with labels")
+    run = _Run(objective, examples, settings, seed, device, layout, identity, evaluate)
+    if checkpoint is not None and checkpoint.exists():
+        run.resume(checkpoint)
+    resumed = run.state.done
+    run.train(checkpoint, started)
+    return run.finish(resumed, started)
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: Objective,
+        examples: Examples,
+        settings: TrainingSettings,
+        seed: int,
+        device: Device,
+        layout: str,
+        identity: str,
+        evaluate: Callable[[], float] | None,
+    ) -> None:
+        if len(examples) == 0:
+            raise UsageError("training needs samples: the data gives none")
+        _require(device)
+        if not has_open_batch(objective.student):
+            raise UsageError("the model's graph holds its number of samples, so that it cannot be trained on batches")
+        self.objective, self.examples, self.settings = objective, examples, settings
+        self.seed, self.layout, self.evaluate = seed, layout, evaluate
+        for parameter in objective.student.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # a teacher of an earlier stage was frozen
+        self.total = settings.total_steps(len(examples))
+        self.state = _State()
+        self.identity = _identity(objective, examples, settings, seed, identity)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Fabric's advice on its environment
+            self.fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[settings.amp])  # type: ignore[arg-type]
+            move(objective.student, self.fabric.device)
+            optimizer = _optimizer(objective, settings)
+            self.wrapped, self.optimizer = self.fabric.setup(objective, optimizer)
+        objective.place(self.fabric.device)
+        self.zeros = _zeros(objective) if settings.keep_zeros else []
+        self.average = copy.deepcopy(objective.student.state_dict()) if settings.ema else None
+
+    def train(self, checkpoint: Path | None, started: float) -> None:
+        first = self.state.done
+        settings = self.settings
+        while self.state.done < self.total and not self.state.stopped:
+            self._step(self.state.done)
+            self.state.done += 1
+            done = self.state.done
+            if settings.evaluate_every and done % settings.evaluate_every == 0 and self.evaluate is not None:
+                self._judge()
+            if checkpoint is not None and (done % settings.checkpoint_every == 0 or done == self.total):
+                self._save(checkpoint)
+            if done % 10 == 0 or done == self.total:
+                left = (time.monotonic() - started) / (done - first) * (self.total - done)
+                told = f"training {done}/{self.total}, loss {self.state.losses[-1]:.4g}, about {left:.0f} s left"
+                if self.state.best is not None:
+                    told += f", best {self.state.best:.4f}"
+                report(told)
+
+    def finish(self, resumed: int, started: float) -> Fitted:
+        student, state = self.objective.student, self.state
+        if _keeps_best(self.settings) and state.kept is not None:
+            student.load_state_dict(state.kept)
+        elif self.average is not None:
+            student.load_state_dict(self.average)
+        move(student, torch.device("cpu"))
+        set_training(student, False)
+        recent = state.losses[-max(1, len(state.losses) // 10) :]
+        loss = sum(recent) / len(recent) if recent else float("nan")
+        return Fitted(state.done, resumed, loss, state.best, state.stopped, round(time.monotonic() - started, 2))
+
+    def resume(self, path: Path) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            UsageError: it is damaged, or made by a run with other settings, data or weights.
+        """
+        try:
+            saved = torch.load(path, weights_only=True, map_location=self.fabric.device)
+            known = saved["identity"] == self.identity
+        except Exception as error:
+            raise UsageError(f"{path}: not a checkpoint of training; remove it to start anew") from error
+        if not known:
+            raise UsageError(f"{path}: a checkpoint of other settings, data or weights; remove it to start anew")
+        self.objective.load_state_dict(saved["objective"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        self.average = saved["average"]
+        state = {name: saved[name] for name in ("done", "best", "waited", "stopped", "kept", "losses")}
+        self.state = _State(**state)
+
+    def _step(self, step: int) -> None:
+        settings = self.settings
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate_at(step, self.total, settings)
+        indices = indices_of_step(step, len(self.examples), settings.batch_size, self.seed)
+        inputs, labels = self.examples.batch(indices)
+        batch = augmented(inputs, labels, settings, self.layout, self.seed * 1_000_003 + step)
+        set_training(self.objective.student, True)
+        self.optimizer.zero_grad()
+        loss = self.wrapped(batch.to(self.fabric.device))
+        if not bool(torch.isfinite(loss)):
+            raise ConversionError(f"training diverged at step {step + 1}: lower learning_rate")
+        self.fabric.backward(loss)
+        if settings.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        with torch.no_grad():
+            for parameter, zero in self.zeros:
+                parameter.masked_fill_(zero, 0.0)
+        self.state.losses.append(float(loss.detach()))
+        if self.average is not None:
+            _follow(self.average, self.objective.student.state_dict(), settings.ema, step)
+
+    def _judge(self) -> None:
+        assert self.evaluate is not None
+        student = self.objective.student
+        own = copy.deepcopy(student.state_dict()) if self.average is not None else None
+        if self.average is not None:
+            student.load_state_dict(self.average)
+        set_training(student, False)
+        value = self.evaluate()
+        state = self.state
+        if state.best is None or value > state.best:
+            state.best, state.waited = value, 0
+            if _keeps_best(self.settings):
+                state.kept = copy.deepcopy(student.state_dict())
+        else:
+            state.waited += 1
+        state.stopped = self.settings.patience is not None and state.waited >= self.settings.patience
+        if own is not None:
+            student.load_state_dict(own)
+
+    def _save(self, path: Path) -> None:
+        saved = {
+            "identity": self.identity,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "average": self.average,
+            **vars(self.state),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        torch.save(saved, temporary)
+        temporary.replace(path)
+
+
+def _keeps_best(settings: TrainingSettings) -> bool:
+    """Tell whether the best weights met are the result, rather than the last."""
+    return settings.patience is not None
+
+
+def _zeros(objective: Objective) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Return the weights that hold zeros, each with where they are."""
+    found = [(p, p.detach() == 0) for p in objective.student.parameters() if p.ndim > 1]
+    return [(p, zero) for p, zero in found if bool(zero.any())]
+
+
+def _optimizer(objective: Objective, settings: TrainingSettings) -> torch.optim.Optimizer:
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    wide, thin = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": wide, "weight_decay": settings.weight_decay},
+        {"params": thin, "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, settings.learning_rate)
+
+
+def _follow(average: dict[str, torch.Tensor], now: dict[str, torch.Tensor], decay: float, step: int) -> None:
+    """Move averaged weights towards the present ones, faster in the first steps."""
+    kept = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in average.items():
+            if value.is_floating_point():
+                value.lerp_(now[name], 1 - kept)
+            else:
+                value.copy_(now[name])
+
+
+def _identity(objective: Objective, examples: Examples, settings: TrainingSettings, seed: int, added: str) -> str:
+    digest = hashlib.sha256(f"{added}|{settings!r}|{seed}|{len(examples)}|{type(objective).__name__}".encode())
+    digest.update(examples.labels.tobytes())
+    for name, value in objective.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require(device: Device) -> None:
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device]:
+        found = ", ".join(name for name, here in there.items() if here)
+        raise UsageError(f"--device {device}: PyTorch finds no such device here; there is {found}")
