@@ -23,7 +23,7 @@ from edgeopt.core.settings import parse
 from edgeopt.exporters.program import Unit, example_inputs
 from edgeopt.sources.request import Loaded, SourceRequest, understand
 from edgeopt.tasks.samples import choose, store_inputs
-from edgeopt.tasks.tokenizer_files import BESIDE, keep_tokenizer
+from edgeopt.tasks.tokenizer_files import BESIDE, VECTORS, keep_tokenizer
 from edgeopt.worker import report
 
 
@@ -82,6 +82,7 @@ def prepare(
             "outputs": [s.to_json() for s in outputs],
             "license": model.card.license,
             "preprocess": model.card.preprocess.model_dump(mode="json") | tokenizer,
+            "tokenizer_test_vectors": VECTORS if tokenizer else None,
             "detection": model.card.detection.model_dump(mode="json"),
             "labels": labels_of(model.card, request.folder),
             "notes": list(model.notes),
