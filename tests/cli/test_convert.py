@@ -159,15 +159,13 @@ class Collapse(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(1, 6, 1)
-        self.head = nn.Linear(6, 4)
+        self.conv, self.head = nn.Conv2d(1, 6, 1, bias=False), nn.Linear(6, 4, bias=False)
+        # One channel is thousands of times the others, and no answer depends on it: one scale leaves the others nothing.
+        self.conv.weight.data[0] = 3000
+        self.head.weight.data[:, 0] = 0
 
     def forward(self, image):
-        # One channel is a million times the others: a scale for the whole tensor leaves the others nothing.
-        x = self.conv(image)
-        loud = torch.tensor([1e6, 1, 1, 1, 1, 1]).view(1, 6, 1, 1)
-        x = torch.cat([x * loud, x], 1)
-        return self.head(x[:, 1:7].mean((2, 3)))
+        return self.head(self.conv(image).mean((2, 3)))
 
 def build():
     return Collapse()

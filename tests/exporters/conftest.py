@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,15 +170,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
             if static:
                 (work / "calibration").symlink_to(work / "inputs")
                 quantized = folder / "quantized"
-                quantize(
-                    program=str(work / "program.pt2"),
-                    inputs=record["model"]["inputs"],
-                    task="generic",
-                    calibration=str(work / "calibration"),
-                    out=str(quantized),
-                    precision="static_wi8_ai8",
-                    options={},
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # PyTorch's own, when a program's module is copied
+                    quantize(
+                        program=str(work / "program.pt2"),
+                        inputs=record["model"]["inputs"],
+                        task="generic",
+                        calibration=str(work / "calibration"),
+                        out=str(quantized),
+                        precision="static_wi8_ai8",
+                        options={},
+                    )
             kept[key] = Prepared(name, work, record, quantized)
         return kept[key]
 
