@@ -160,7 +160,7 @@ class Collapse(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.head = nn.Conv2d(1, 6, 1, bias=False), nn.Linear(6, 4, bias=False)
-        # One channel is thousands of times the others, and no answer depends on it: one scale leaves the others nothing.
+        # One channel is thousands of times the others, and no answer depends on it.
         self.conv.weight.data[0] = 3000
         self.head.weight.data[:, 0] = 0
 
