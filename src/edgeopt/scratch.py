@@ -41,7 +41,8 @@ class ScratchFolder:
 def sweep(prefix: str, parent: Path | None = None) -> None:
     """Remove folders of that prefix whose owners are dead."""
     for leftover in (parent or Path(tempfile.gettempdir())).glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), (leftover / LOCK).open("r+") as handle:
+        # "a" makes the lock anew where its owner was killed before making it, or while deleting the folder.
+        with contextlib.suppress(OSError), (leftover / LOCK).open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(leftover, ignore_errors=True)
 
