@@ -11,7 +11,7 @@ import argparse
 import copy
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,10 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; `small_epochs` is how many of the `epochs` see images shrunk to `small_side`."""
+    """How a model is trained; `small_epochs` is how many of the `epochs` see images shrunk to `small_side`.
+
+    With `bfloat16` the forward pass is computed in it where PyTorch's autocast says so.
+    """
 
     epochs: int
     optimizer: str
@@ -44,6 +47,7 @@ class Recipe:
     small_epochs: int = 0
     small_side: int = 24
     average: float = 0.999
+    bfloat16: bool = False
 
 
 def read_images(archive: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,6 +145,8 @@ def train(model: nn.Module, recipe: Recipe, data: Path, seed: int, checkpoint: P
     )
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     first, seconds = 0, 0.0
+    if checkpoint:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         first, seconds = state["epoch"], state["seconds"]
@@ -156,8 +162,9 @@ def train(model: nn.Module, recipe: Recipe, data: Path, seed: int, checkpoint: P
             if epoch < recipe.small_epochs:
                 size = (recipe.small_side, recipe.small_side)
                 batch = F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
-            logits = model(batch.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, classes[chosen], label_smoothing=recipe.smoothing)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                logits = model(batch.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), classes[chosen], label_smoothing=recipe.smoothing)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -189,18 +196,22 @@ def save(model: nn.Module, path: Path) -> None:
     unfinished.replace(path)
 
 
-def run(build: Callable[[], nn.Module], recipe: Recipe, folder: Path, description: str | None) -> None:
-    """Parse the command line, train, write `weights.safetensors` and print what came out."""
+def run(build: Callable[[], nn.Module], recipes: Sequence[Recipe], folder: Path, description: str | None) -> None:
+    """Parse the command line, train by each recipe from where the last one ended, write `weights.safetensors`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of cifar10-train.zip and cifar10-test.zip")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, help="written after every epoch; continued from if it exists")
+    parser.add_argument("--checkpoint", type=Path, help="folder, written to after every epoch and continued from")
     parser.add_argument("--output", type=Path, default=folder / "weights.safetensors")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     started = time.perf_counter()
-    save(train(build(), recipe, options.data, options.seed, options.checkpoint), options.output)
+    model = build()
+    for number, recipe in enumerate(recipes):
+        checkpoint = options.checkpoint / f"{number}.pt" if options.checkpoint else None
+        model = train(model, recipe, options.data, options.seed, checkpoint)
+    save(model, options.output)
     seconds = time.perf_counter() - started
     model = build()
     model.load_state_dict(load_file(options.output))

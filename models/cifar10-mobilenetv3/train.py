@@ -1,6 +1,6 @@
 """Train the MobileNetV3 on CIFAR-10 and write weights.safetensors.
 
-python models/cifar10-mobilenetv3/train.py --data ../shared/data --checkpoint /tmp/mobilenetv3.pt
+python models/cifar10-mobilenetv3/train.py --data ../shared/data --checkpoint /tmp/mobilenetv3
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ sys.path.append(str(HERE.parent))
 
 from cifar10_training import Recipe, run  # noqa: E402 - it lies one folder up
 
-RECIPE = Recipe(epochs=16, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=9)
+RECIPES = [
+    Recipe(epochs=16, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=9),
+    Recipe(epochs=20, optimizer="sgd", rate=0.15, weight_decay=5e-4, cutout=0, small_epochs=8),
+]
 
 if __name__ == "__main__":
-    run(build, RECIPE, HERE, __doc__)
+    run(build, RECIPES, HERE, __doc__)

@@ -1,6 +1,6 @@
 """Train the ResNet-20 on CIFAR-10 and write weights.safetensors.
 
-python models/cifar10-resnet20/train.py --data ../shared/data --checkpoint /tmp/resnet20.pt
+python models/cifar10-resnet20/train.py --data ../shared/data --checkpoint /tmp/resnet20
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.append(str(HERE.parent))
 
 from cifar10_training import Recipe, run  # noqa: E402 - it lies one folder up
 
-RECIPE = Recipe(epochs=40, optimizer="sgd", rate=0.2, weight_decay=5e-4)
+RECIPES = [Recipe(epochs=30, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=14, bfloat16=True)]
 
 if __name__ == "__main__":
-    run(build, RECIPE, HERE, __doc__)
+    run(build, RECIPES, HERE, __doc__)

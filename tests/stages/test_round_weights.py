@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import QuantizationOptions, scheme_of
+from edgeopt.stages.correct_bias import correct_bias
 from edgeopt.stages.layers import layers_of
 from edgeopt.stages.round_weights import (
     Grid,
@@ -39,7 +41,9 @@ def correlated(groups, size, columns=400):
 
 
 def moments_from(columns):
-    return Moments(columns @ columns.mT, None, columns.shape[-1])
+    moments = Moments.empty(*columns.shape[:2])
+    moments.add(columns)
+    return moments
 
 
 def assert_on_grid(rows, grid):
@@ -135,6 +139,56 @@ def test_rounds_every_kind_of_layer(name):
 def batches(shape, count):
     for seed in range(count):
         yield {"x": np.random.default_rng(seed).standard_normal(shape).astype(np.float32)}
+
+
+SHAPE = (1, 128, 12, 12)
+NOISE = [np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32) for seed in range(16)]
+
+
+def arrival_before(activation, data):
+    """Return a walk's only arrival: a depthwise convolution of 128 channels with positive weights."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(128, 128, 3, groups=128), activation)
+    with torch.no_grad():
+        module[0].weight.abs_()
+        module[0].bias.fill_(1)
+    inputs = (TensorSpec("x", SHAPE),)
+    return next(iter(walk(graph_of(module, SHAPE), lambda: iter([{"x": x} for x in data]), inputs)))
+
+
+def error_of(arrival, activation, **options):
+    """Return the mean square error behind the activation, the bias corrected."""
+    layer, inputs = arrival.layer, arrival.inputs
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    round_weights(arrival, Grid(4), **options)
+    correct_bias(arrival)
+    found = [activation(arrival.outputs(x)) - activation(arrival.float_outputs(x)) for x in inputs]
+    layer.set_weight(weight)
+    layer.set_bias(bias)
+    return float(torch.cat(found).pow(2).mean())
+
+
+def test_what_the_bias_takes_out_does_not_count():
+    arrival = arrival_before(nn.Identity(), [n + 5 for n in NOISE])
+    assert error_of(arrival, nn.Identity(), centred=True) < 0.9 * error_of(arrival, nn.Identity())
+
+
+def test_what_the_activation_cuts_off_does_not_count():
+    # Half of the samples vary much between rows and are cut off, the others vary little between columns.
+    data = [n[..., :1] * 3 - 9 + 0.1 * n for n in NOISE[:8]] + [n[..., :1, :] * 0.5 + 1 + 0.1 * n for n in NOISE[8:]]
+    cut = arrival_before(nn.ReLU(), data)
+    blind = replace(cut, activation=lambda value: value)
+    assert error_of(cut, nn.ReLU(), centred=True) < 0.8 * error_of(blind, nn.ReLU(), centred=True)
+
+
+def test_centred_moments_are_the_covariance_however_far_the_mean_is():
+    torch.manual_seed(0)
+    graph = graph_of(nn.Linear(8, 4), (1, 50, 8))
+    data = [{"x": torch.randn(1, 50, 8).numpy() + 1000} for _ in range(6)]
+    for arrival in walk(graph, lambda: iter(data), (TensorSpec("x", (1, 50, 8)),)):
+        found = moments_of(arrival, centred=True)
+        values = torch.cat([torch.from_numpy(d["x"])[0] for d in data]).double()
+        assert torch.allclose(found.hessian[0] / found.columns, torch.cov(values.T, correction=0).float(), atol=1e-3)
 
 
 def test_moments_take_a_bounded_number_of_columns_in_bounded_memory():

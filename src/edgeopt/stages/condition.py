@@ -95,6 +95,6 @@ def _bring_to_grid(
         if options.rounding == "nearest" or layer.kind == "embedding":
             round_nearest(layer, found)
         elif options.rounding == "gptq":
-            round_weights(arrival, found)
+            round_weights(arrival, found, centred=options.correct_bias)
         if options.correct_bias:
             correct_bias(arrival)
