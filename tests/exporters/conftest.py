@@ -90,6 +90,19 @@ class Net(nn.Module):
     def forward(self, a, b, c, d, e):
         return {"class": a + b, "1st": c * d, "x y": e + 1, "x.y": e - 1, "_x_y": e.flatten(1)}
 """,
+    "names_of_weights": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("boxes", torch.randn(1, 3, 12, 12))
+        self.scale = nn.Parameter(torch.randn(3, 1, 1))
+        self.add = nn.Parameter(torch.randn(3, 12, 12))
+        self.table = nn.Linear(12, 12, bias=False)
+
+    def forward(self, image, scale):
+        x = image * self.scale + self.boxes * scale
+        return {"boxes": x, "add": self.table(x) + self.add, "mul": x.flatten(1), "linear": torch.relu(x)}
+""",
     "median": """
 class Net(nn.Module):
     def forward(self, image):
@@ -101,6 +114,7 @@ TOKENS = "{name: tokens, shape: [1, 7], dtype: int64}, {name: mask, shape: [1, 7
 ODD_NAMES = ("input.1", "class", "self", "x, y=open('pwned', 'w')", "495")
 INPUTS = {
     "odd_names": ", ".join(f"{{name: {json.dumps(name)}, shape: [1, 3, 4, 4]}}" for name in ODD_NAMES),
+    "names_of_weights": f"{IMAGE}, {{name: scale, shape: [1, 1, 1, 1]}}",
     "two_inputs_dict_output": f"{IMAGE}, {{name: features, shape: [1, 6]}}",
     "tokens_through_attention": TOKENS,
     "sequential_batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",

@@ -128,3 +128,11 @@ def test_names_that_no_format_takes_are_made_to_fit(make, prepared, form):
     names = ["input_1", "_class", "_self", "x__y_open__pwned____w__", "_495"]
     assert [s.name for s in made.export.inputs] == [s.name for s in original.inputs] == names
     assert [s.name for s in made.export.outputs] == ["_class_out", "_1st", "x_y", "x_y_", "_x_y"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "dynamic_wi8_afp32"])
+def test_inputs_and_outputs_may_be_called_like_weights_and_inner_values(make, prepared, form, precision):
+    made, original = make("names_of_weights", form, precision), prepared("names_of_weights")
+    assert made.parity.passed, made.parity
+    assert [s.name for s in made.export.inputs] == [s.name for s in original.inputs] == ["image", "scale"]
+    assert [s.name for s in made.export.outputs] == ["boxes", "add", "mul", "linear"]

@@ -16,6 +16,7 @@ from edgeopt.core.quantization import Scheme, scheme_of
 from edgeopt.exporters import onnx_decoders, onnx_integer_weights, onnx_rewrites
 from edgeopt.exporters.kept_layers import kept_weights
 from edgeopt.exporters.onnx_fusion import kernels_of
+from edgeopt.exporters.onnx_names import name_values, provisional_names
 from edgeopt.exporters.program import load_program
 
 TOOLS = ("torch", "onnx", "onnxruntime")
@@ -44,8 +45,8 @@ def export(request: ExportRequest) -> Export:
             (),
             dynamo=True,
             verbose=False,
-            input_names=[s.name for s in request.inputs],
-            output_names=[s.name for s in request.outputs],
+            input_names=provisional_names("input", len(request.inputs)),
+            output_names=provisional_names("output", len(request.outputs)),
             opset_version=OPSET_WITH_INT16_AND_INT4 if wide or scheme.weight_bits == 4 else OPSET,
         )
     assert exported is not None
@@ -63,6 +64,7 @@ def export(request: ExportRequest) -> Export:
         del model.graph.value_info[:]  # the tool leaves float16 there for operators that it keeps in float32
         onnx_rewrites.sort_nodes(model)
     onnx_rewrites.strip_local_paths(model)
+    name_values(model, [s.name for s in request.inputs], [s.name for s in request.outputs])
     model.producer_name = "edgeopt"
     onnx.save(model, out)
     onnx.checker.check_model(str(out), full_check=True)
