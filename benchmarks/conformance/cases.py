@@ -13,6 +13,8 @@ import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PACKAGES = ROOT / "build" / "conformance"
+"""Where packages lie that bring models and are not to be imported."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,17 @@ class Case:
         name: unique.
         family: of the source.
         source: what `edgeopt convert` is given.
-        shape: for `--input-shape`; None where the source tells.
+        shape: for `--input-shape`, or several for several inputs; None where the source tells.
+        arch: for `--arch`.
         absent: why the case cannot run here.
     """
 
     name: str
     family: str
     source: str
-    shape: str | None = None
+    shape: str | list[str] | None = None
     absent: str | None = None
+    arch: str | None = None
 
 
 def read_cases(scratch: Path) -> list[Case]:
@@ -58,10 +62,19 @@ def _group(group: dict[str, Any], scratch: Path) -> Iterator[Case]:
         (folder / "config.json").write_text(json.dumps({**group["common"], **config}))
         yield Case(name, family, f"hf:{folder}", shape, _without("transformers"))
     for entry in group.get("files", ()):
-        package = find_spec(entry["package"])
-        found = sorted(Path(str(package.origin)).parent.glob(entry["file"])) if package and package.origin else []
-        absent = _without(entry["package"]) or (None if found else f"{entry['package']} holds no {entry['file']}")
-        yield Case(entry["name"], family, str(found[0]) if found else "", entry.get("shape"), absent)
+        folder = _folder_of(entry["package"])
+        found = sorted(folder.glob(entry["file"])) if folder else []
+        absent = f"package {entry['package']} is not installed" if folder is None else None
+        absent = absent or (None if found else f"{entry['package']} holds no {entry['file']}")
+        arch = f"{HERE / 'lite.py'}:{entry['arch']}" if "arch" in entry else None
+        yield Case(entry["name"], family, str(found[0]) if found else "", entry.get("shape"), absent, arch)
+
+
+def _folder_of(package: str) -> Path | None:
+    if (PACKAGES / package).is_dir():
+        return PACKAGES / package
+    found = find_spec(package)
+    return Path(found.origin).parent if found and found.origin else None
 
 
 def _without(package: str | None) -> str | None:

@@ -45,7 +45,9 @@ def convert(case: Case, precisions: str, samples: int, timeout: float) -> dict[s
     with tempfile.TemporaryDirectory() as scratch:
         command = [str(Path(sys.executable).with_name("edgeopt")), "convert", case.source, "--precision", precisions]
         command += ["--samples", str(samples), "--no-speed", "--no-cache", "--json", "-q", "-o", f"{scratch}/bundle"]
-        command += ["--input-shape", case.shape] if case.shape else []
+        shapes = [case.shape] if isinstance(case.shape, str) else case.shape or []
+        command += [part for shape in shapes for part in ("--input-shape", shape)]
+        command += ["--arch", case.arch] if case.arch else []
         try:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
             document = json.loads(ran.stdout)

@@ -49,6 +49,10 @@ def test_a_minimal_card_has_defaults(card):
         ("[" * 5000, "not valid YAML"),
         ("source: 2020-01-01", "source: "),
         ("source: \x00", "not valid YAML"),
+        ("source: 2020-99-99", "not valid YAML: month must be in 1..12"),
+        ("source: x\nlicense: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("source: &a [*a]", "or one holds itself"),
+        ("&a\nsource: *a", "or one holds itself"),
     ],
 )
 def test_what_is_wrong_with_a_card_is_one_line_with_its_place(card, text, told, tmp_path, monkeypatch):
@@ -64,6 +68,24 @@ def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path):
         read_yaml(ModelCard, tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="cannot be read"):
         read_yaml(ModelCard, tmp_path)
+
+
+def test_aliases_of_aliases_are_refused_at_once(card):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    with pytest.raises(UsageError, match="its aliases expand to more than 1,000,000 values"):
+        read_card(card("\n".join([*lines, "source: *a9"])))
+    assert read_card(card("source: &s net.onnx\ndescription: *s\nlicense: *s\n")).license == "net.onnx"
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="cannot be read: it is no regular file"):
+        read_yaml(ModelCard, tmp_path / "zero.yaml")
+    with (tmp_path / "large.yaml").open("wb") as file:
+        file.truncate(2**25)
+    with pytest.raises(UsageError, match="larger than 16 MiB"):
+        read_yaml(ModelCard, tmp_path / "large.yaml")
 
 
 json_values = st.recursive(

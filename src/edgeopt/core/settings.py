@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeopt.core.errors import UsageError, did_you_mean
 
+MAX_BYTES = 16 * 2**20
+MAX_ENTRIES = 1_000_000
+
 
 class Settings(BaseModel):
     """Base of model cards, targets and every other document that a user writes."""
@@ -67,10 +70,15 @@ def load_yaml(path: Path) -> Any:
     """Read one YAML document, whatever it holds.
 
     Raises:
-        UsageError: the file is missing, or is no YAML.
+        UsageError: the file is missing, no file, too large, no YAML, or its aliases expand to more than anyone writes.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'no regular file'}")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: is larger than {MAX_BYTES >> 20} MiB; nobody writes such a document")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        refuse_expansion(document, str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -81,6 +89,30 @@ def load_yaml(path: Path) -> Any:
         raise UsageError(
             f"{place}: not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}"
         ) from error
+    except ValueError as error:  # a date that is none, or a number of too many digits
+        raise UsageError(f"{path}: not valid YAML: {str(error)[:200]}") from error
+    return document
+
+
+def refuse_expansion(document: Any, where: str) -> None:
+    """Refuse YAML whose aliases name aliases: some lines expand to 10⁹ values, which nothing gets through.
+
+    Raises:
+        UsageError: more than `MAX_ENTRIES` values, or one that holds itself.
+    """
+    if _entries(document, {}) >= MAX_ENTRIES:
+        raise UsageError(f"{where}: its aliases expand to more than {MAX_ENTRIES:,} values, or one holds itself")
+
+
+def _entries(value: Any, known: dict[int, int]) -> int:
+    """Return how many values `value` holds, what an alias names being counted wherever it stands."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_ENTRIES  # what is met again before it is counted holds itself
+        inner = (v for pair in value.items() for v in pair) if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_entries(v, known) for v in inner)
+    return known[id(value)]
 
 
 def _fields_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -14,6 +14,7 @@ from edgeopt.core.card import ModelCard
 from edgeopt.core.detection import Truth
 from edgeopt.core.errors import DataError, did_you_mean
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.settings import refuse_expansion
 from edgeopt.data.image_file import SUFFIXES, decode_image, read_file
 from edgeopt.data.labels import read_labels
 from edgeopt.data.preprocess import ImagePreprocessor
@@ -119,10 +120,12 @@ def open_yolo(path: Path, card: ModelCard, inputs: tuple[TensorSpec, ...], base:
 
     Raises:
         DataError: damaged, an image outside the folder, or a line that is no box.
+        UsageError: its aliases expand to more than anyone writes.
     """
     content = _read(path)
     try:
         document = yaml.safe_load(content)
+        refuse_expansion(document, str(path))
         given = document["names"]
         names = {int(k): str(v) for k, v in (given.items() if isinstance(given, dict) else enumerate(given))}
         split = next(str(document[s]) for s in SPLITS if isinstance(document.get(s), str))

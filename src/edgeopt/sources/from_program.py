@@ -16,6 +16,7 @@ import torch.ao.quantization.fx._decomposed  # registers the operators of quanti
 
 from edgeopt.core.errors import SourceError, UnsafeFileError
 from edgeopt.core.model import TensorSpec, layout_of
+from edgeopt.sources.archives import refuse_bombs
 from edgeopt.sources.request import Loaded, SourceRequest
 
 NAMESPACES = "aten|prims|quantized|quantized_decomposed|torchao|torchvision|higher_order"
@@ -78,8 +79,7 @@ def check_archive(path: Path, checked: Path, *, trust: bool) -> Path:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_UNPACKED_BYTES:
-                raise SourceError(f"{path}: unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB")
+            refuse_bombs(archive, path, MAX_UNPACKED_BYTES)
             damaged = archive.testzip()
             if damaged:
                 raise SourceError(f"{path}: damaged: the checksum of {damaged} does not match")

@@ -25,6 +25,8 @@ import yaml
 
 from edgeopt.core.errors import EdgeoptError, SourceError, UnsafeFileError, UsageError
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.settings import refuse_expansion
+from edgeopt.sources.archives import refuse_bombs
 from edgeopt.sources.request import Loaded, SourceRequest
 from edgeopt.sources.torchvision_ops import import_torchvision
 
@@ -46,6 +48,7 @@ TASKS = {
 }
 IMAGE_SIZE = {"classify": 224}
 MAX_YAML_BYTES = 2**20
+MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_DEPTH = 100
 DOWNLOADS = ("TorchVision",)
 """Layers that fetch weights when they are built."""
@@ -103,6 +106,7 @@ def _from_checkpoint(request: SourceRequest) -> Any:
         raise UsageError(f"{path}: not a checkpoint of ultralytics; they end in .pt or .yaml")
     try:
         with zipfile.ZipFile(path) as archive:
+            refuse_bombs(archive, path, MAX_UNPACKED_BYTES)
             if damaged := archive.testzip():
                 raise SourceError(f"{path}: damaged: the checksum of {damaged} does not match")
             names = archive.namelist()
@@ -126,7 +130,8 @@ def _from_yaml(request: SourceRequest) -> tuple[Any, str]:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise SourceError(f"{path}: is larger than {MAX_YAML_BYTES >> 20} MiB")
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        refuse_expansion(document, str(path))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read as YAML") from error
     if not isinstance(document, dict) or not {"backbone", "head"} <= set(document):
         raise SourceError(f"{path}: not a model of ultralytics (no backbone and head)")

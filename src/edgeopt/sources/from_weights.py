@@ -12,9 +12,11 @@ import safetensors.torch
 import torch
 
 from edgeopt.core.errors import SourceError, UnsafeFileError, UsageError
+from edgeopt.sources.archives import refuse_bombs
 from edgeopt.sources.from_code import build
 from edgeopt.sources.request import Loaded, SourceRequest
 
+MAX_UNPACKED_BYTES = 16 * 2**30
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "ema")
 
 
@@ -51,6 +53,7 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                refuse_bombs(archive, path, MAX_UNPACKED_BYTES)
                 damaged = archive.testzip()
             if damaged:
                 raise SourceError(f"{path}: damaged: the checksum of {damaged} does not match")

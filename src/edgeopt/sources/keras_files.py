@@ -17,11 +17,9 @@ from typing import Any
 import h5py
 
 from edgeopt.core.errors import SourceError, UnsafeFileError
+from edgeopt.sources.archives import refuse_bombs
 
 MAX_UNPACKED_BYTES = 8 * 2**30
-MAX_RATIO = 200
-FREE_RATIO_BYTES = 16 * 2**20
-"""Weights hardly compress; what is this small may."""
 MAX_CONFIG_BYTES = 64 * 2**20
 MAX_SIZE = 2**31
 """No number in a layer's configuration is larger; a file that has one is broken or hostile."""
@@ -91,14 +89,7 @@ def check(*, path: str, trust: bool) -> str:
 def _check_archive(path: Path, *, trust: bool) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = [e for e in archive.infolist() if not e.is_dir()]
-        if sum(e.file_size for e in entries) > MAX_UNPACKED_BYTES:
-            raise SourceError(f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; no model for a device does")
-        for entry in entries:
-            if entry.file_size > max(MAX_RATIO * entry.compress_size, FREE_RATIO_BYTES):
-                raise SourceError(
-                    f"{path}: its {entry.filename[:80]!r} would unpack from {entry.compress_size} to {entry.file_size} "
-                    "bytes; no weights do"
-                )
+        refuse_bombs(archive, path, MAX_UNPACKED_BYTES)
         names = [e.filename for e in archive.infolist()]
         if len({n.lower() for n in names}) != len(names):
             raise SourceError(f"{path} is damaged: two files of one name in the archive")
