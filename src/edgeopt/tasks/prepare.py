@@ -22,6 +22,7 @@ from edgeopt.core.model import Model, TensorSpec, layout_of
 from edgeopt.core.settings import parse
 from edgeopt.exporters.program import Unit, example_inputs
 from edgeopt.sources.request import Loaded, SourceRequest, understand
+from edgeopt.tasks.postprocess_files import keep_postprocess
 from edgeopt.tasks.samples import choose, store_inputs
 from edgeopt.tasks.tokenizer_files import BESIDE, VECTORS, keep_tokenizer
 from edgeopt.worker import report
@@ -70,6 +71,7 @@ def prepare(
             digest.update(array_file(out / "calibration", spec.name).read_bytes())
     _same_on_first_inputs(model, program, out / "inputs")
     tokenizer = keep_tokenizer(model, request.folder, out / BESIDE)
+    postprocess = keep_postprocess(outputs, model.card.detection, out / BESIDE)
     parameters = {id(p): p.numel() for p in model.module.parameters()}
     return {
         "model": {
@@ -84,6 +86,7 @@ def prepare(
             "preprocess": model.card.preprocess.model_dump(mode="json") | tokenizer,
             "tokenizer_test_vectors": VECTORS if tokenizer else None,
             "detection": model.card.detection.model_dump(mode="json"),
+            "postprocess": postprocess,
             "labels": labels_of(model.card, request.folder),
             "notes": list(model.notes),
         },
