@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "conformance"
@@ -34,6 +35,9 @@ def test_the_list_of_cases(suite, tmp_path):
     count = Counter(c.family for c in cases)
     assert count["timm"] >= 40 and count["transformers"] >= 8 and count["ultralytics"] >= 6 and count["keras"] == 3
     assert {"nudenet", "magika", "silero-vad", "minilm", "efficientnet-lite0"} <= {c.name for c in cases}
+    assert {"rapidocr-det", "efficientnet-lite1-weights", "efficientnet-lite2-weights"} <= {c.name for c in cases}
+    magika, silero = (next(c for c in cases if c.name == n) for n in ("magika", "silero-vad"))
+    assert np.load(magika.data)["bytes"].shape == (16, 2048) and silero.shape == ["1,576", "2,1,128"]
     bert = next(c for c in cases if c.name == "bert")
     config = json.loads((Path(bert.source.removeprefix("hf:")) / "config.json").read_text())
     assert config["model_type"] == "bert" and config["vocab_size"] == 1000

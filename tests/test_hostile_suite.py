@@ -46,12 +46,12 @@ def test_a_sample_of_every_kind_is_refused_in_one_line_and_runs_nothing(suite, s
         for maker in run.MAKERS:
             name = f"{maker.__module__}.{maker.__name__}"
             place = _place(suite, tmp_path / name, seeds, name)
-            cases = [c for c in _some(maker(place)) if c.opener != "artifact" and c.path.suffix != ".h5"]
+            cases = [c for c in _some(maker(place)) if c.opener != "artifact" and "Loop" not in c.name]
             chosen = [c for c in cases if not c.harmless] or cases
-            found += [run.attempt(opener, case, place) for case in place.chance.sample(chosen, min(2, len(chosen)))]
+            found.append(run.attempt(opener, place.chance.choice(chosen), place))
     finally:
         opener.close()
-    assert len(found) >= 20
+    assert len(found) == len(run.MAKERS)
     assert not [(o.case.name, o.verdict, o.words) for o in found if not o.good]
 
 
@@ -60,7 +60,7 @@ def _some(cases):
     return [case for case, _ in zip(cases, range(24), strict=False)]
 
 
-@pytest.mark.parametrize("name", ["damage.flipped", "payloads.keras", "documents.tables"])
+@pytest.mark.parametrize("name", ["damage.flipped", "damage.wrong_extension", "documents.tables"])
 def test_the_same_seed_makes_the_same_files(suite, seeds, tmp_path, name):
     module, function = name.split(".")
     made = []
@@ -68,7 +68,7 @@ def test_the_same_seed_makes_the_same_files(suite, seeds, tmp_path, name):
         place = _place(suite, tmp_path / folder, seeds, name)
         cases = _some(getattr(suite[module], function)(place))
         mark = str(tmp_path / folder).encode()
-        made.append([(c.name, c.path.read_bytes().replace(mark, b"")) for c in cases if c.path.suffix != ".keras"])
+        made.append([(c.name, c.path.read_bytes().replace(mark, b"")) for c in cases])
     assert made[0] == made[1]
 
 
@@ -83,13 +83,13 @@ def test_there_are_more_than_500_of_every_kind_that_the_result_counts(suite):
     assert suite["run"].markdown(document) == (FOLDER / "result.md").read_text()
 
 
-@pytest.mark.parametrize("maker", ["payloads.pickles", "bombs.graphs", "documents.settings"])
+@pytest.mark.parametrize("maker", ["payloads.pickles", "documents.settings"])
 def test_the_command_line_says_one_line(suite, seeds, tmp_path, edgeopt, maker):
     module, function = maker.split(".")
     place = _place(suite, tmp_path, seeds, maker)
     case = next(c for c in getattr(suite[module], function)(place) if not c.harmless)
     extra = ["--arch", f"{seeds['arch.py']}:build", "--input-shape", "1,1,8,8"] if case.path.suffix == ".pt" else []
-    ran = edgeopt("inspect", case.path, *extra)
+    ran = edgeopt("convert", case.path, *extra, "--to", "onnx", "-o", tmp_path / "out")
     assert ran.code in (1, 2) and ran.out == "" and case.path.name in ran.error
     assert not list(place.canary.iterdir())
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 HERE = Path(__file__).parent
@@ -27,6 +28,7 @@ class Case:
         source: what `edgeopt convert` is given.
         shape: for `--input-shape`, or several for several inputs; None where the source tells.
         arch: for `--arch`.
+        data: for `--data`, where noise is nothing that the model was made for.
         absent: why the case cannot run here.
     """
 
@@ -36,6 +38,7 @@ class Case:
     shape: str | list[str] | None = None
     absent: str | None = None
     arch: str | None = None
+    data: str | None = None
 
 
 def read_cases(scratch: Path) -> list[Case]:
@@ -67,7 +70,17 @@ def _group(group: dict[str, Any], scratch: Path) -> Iterator[Case]:
         absent = f"package {entry['package']} is not installed" if folder is None else None
         absent = absent or (None if found else f"{entry['package']} holds no {entry['file']}")
         arch = f"{HERE / 'lite.py'}:{entry['arch']}" if "arch" in entry else None
-        yield Case(entry["name"], family, str(found[0]) if found else "", entry.get("shape"), absent, arch)
+        source = str(found[0]) if found else ""
+        yield Case(entry["name"], family, source, entry.get("shape"), absent, arch, _integers(entry, scratch))
+
+
+def _integers(entry: dict[str, Any], scratch: Path) -> str | None:
+    """Write random integers from a lowest to below a highest, of a length, for each input that the entry names."""
+    if "integers" not in entry:
+        return None
+    chance, path = np.random.default_rng(0), scratch / f"{entry['name']}.npz"
+    np.savez(path, **{n: chance.integers(a, b, (16, size), np.int32) for n, (a, b, size) in entry["integers"].items()})
+    return str(path)
 
 
 def _folder_of(package: str) -> Path | None:

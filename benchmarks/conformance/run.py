@@ -48,6 +48,7 @@ def convert(case: Case, precisions: str, samples: int, timeout: float) -> dict[s
         shapes = [case.shape] if isinstance(case.shape, str) else case.shape or []
         command += [part for shape in shapes for part in ("--input-shape", shape)]
         command += ["--arch", case.arch] if case.arch else []
+        command += ["--data", case.data] if case.data else []
         try:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
             document = json.loads(ran.stdout)

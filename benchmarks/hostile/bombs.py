@@ -77,14 +77,14 @@ def decompression(place: Place) -> Iterator[Case]:
 def graphs(place: Place) -> Iterator[Case]:
     """ONNX graphs that never end or need more memory than there is."""
     kind = "ONNX loops, functions, sizes"
-    for count in (10**6, 10**9, 2**62):
+    for count in (10**6, 2**62):
         for depth in (1, 2, 4):
             yield _onnx(place, kind, f"Loop of {count}, {depth} deep", _loops(count, depth))
     for width, depth in ((8, 30), (2, 60), (3, 40), (40, 8), (1000, 3)):
         yield _onnx(place, kind, f"functions {depth} deep, {width} calls each", _functions(width, depth))
     for length in (1, 2, 5):
         yield _onnx(place, kind, f"functions that call themselves, {length} apart", _cycle(length))
-    for depth in (5, 30, 300, 30_000):
+    for depth in (5, 30, 300, 2_000):
         path = place.new("bomb.onnx")
         path.write_bytes(_branches(depth))
         yield Case(kind, f"If {depth} deep", "source", path, depth < 100)

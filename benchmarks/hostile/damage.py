@@ -37,7 +37,11 @@ def flipped(place: Place) -> Iterator[Case]:
 
 def wrong_extension(place: Place) -> Iterator[Case]:
     contents = {"text": b"hello, world\n" * 9, "nothing": b"", "zeros": bytes(4096), "ones": b"\xff" * 4096}
-    contents |= {"elf": b"\x7fELF" + bytes(200), "gzip": gzip.compress(b"x" * 999), "script": b"#!/bin/sh\ntouch x\n"}
+    contents |= {
+        "elf": b"\x7fELF" + bytes(200),
+        "gzip": gzip.compress(b"x" * 999, mtime=0),
+        "script": b"#!/bin/sh\ntouch x\n",
+    }
     for name in ("net.pt", "net.safetensors", "net.onnx", "net.h5", "data.npz", "image.png", "net.tflite", "net.pte"):
         if name in place.seeds:
             contents[name.partition(".")[2]] = place.seeds[name].read_bytes()

@@ -78,9 +78,18 @@ def store_inputs(choice: Choice, inputs: tuple[TensorSpec, ...], folder: Path) -
     Where the data tells the objects in each image, they are written to `truth.json`.
 
     Samples are grouped by the model's batch size; the last batch is filled by repeating its last sample.
+
+    Raises:
+        UsageError: several samples a batch, and an input whose first dimension is not that batch.
     """
-    folder.mkdir()
     batch = inputs[0].shape[0]
+    for spec in inputs:
+        if batch > 1 and spec.shape[:1] != (batch,):
+            raise UsageError(
+                f"input {spec.name} has shape {list(spec.shape)} where {inputs[0].name} has a batch of {batch}: "
+                "give --input-shape with a batch of 1"
+            )
+    folder.mkdir()
     count = -(-len(choice.indices) // batch)
     arrays = {
         s.name: np.lib.format.open_memmap(array_file(folder, s.name), "w+", np.dtype(s.dtype), (count, *s.shape))
