@@ -54,10 +54,13 @@ def test_cells_count_only_above_their_mark_and_others_have_reasons(suite):
         "fp32: 1 of 3 cells verified (33.3 %, SNR ≥ 80 dB)",
         "fp16: 1 of 1 cells verified (100.0 %, SNR ≥ 45 dB)",
     ]
-    text = report.markdown(records, ["fp32", "fp16"])
+    text = report.markdown(records, ["fp32", "fp16"], ["a", "b", "c", "d", "e"])
+    assert "- 2 of 5 cases have not been run: d, e\n" in text and "in some precisions only" not in text
+    assert "- 3 of the 3 cases that were run" in report.markdown(records, ["fp32", "fp16", "x"], [])
     assert "| a | 120 dB | 70 dB |" in text and "- b, onnx fp32: operator <Foo> is not known" in text
     assert "a, litert fp32: SNR is 70.0 dB, below 80.0" in text and "c, all: package x is not installed" in text
-    page = report.page(records, ["fp32", "fp16"])
+    page = report.page(records, ["fp32", "fp16"], ["a", "d"])
+    assert "1 of 2 cases have not been run: d" in page
     assert "&lt;Foo&gt;" in page and "<Foo>" not in page and page.count("<tr>") == 4
 
 

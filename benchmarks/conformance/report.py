@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from cases import read_cases
 
 HERE = Path(__file__).parent
 FORMATS = ("onnx", "litert", "coreml", "executorch")
@@ -60,10 +63,23 @@ def reasons(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return found
 
 
-def markdown(records: list[dict[str, Any]], precisions: list[str]) -> str:
+def not_run(records: list[dict[str, Any]], names: list[str]) -> str:
+    """Return a line on the cases that have no record, or nothing."""
+    missing = [n for n in names if n not in {r["name"] for r in records}]
+    return f"{len(missing)} of {len(names)} cases have not been run: {', '.join(missing)}" if missing else ""
+
+
+def partly_run(records: list[dict[str, Any]], precisions: list[str]) -> str:
+    """Return a line on the cases that were run in some precisions only, or nothing."""
+    count = sum(len(r["precision"].split(",")) < len(precisions) for r in records)
+    return f"{count} of the {len(records)} cases that were run were run in some precisions only" if count else ""
+
+
+def markdown(records: list[dict[str, Any]], precisions: list[str], names: list[str]) -> str:
     columns = [f"{f} {p}" for p in precisions for f in FORMATS]
     lines = ["# Conformance", "", "`python benchmarks/conformance/run.py`, then `report.py`.", ""]
-    lines += [f"- {line}" for line in summary(records, precisions)] + [""]
+    told = [*summary(records, precisions), partly_run(records, precisions), not_run(records, names)]
+    lines += [f"- {line}" for line in told if line] + [""]
     lines += ["| model | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
         lines.append(f"| {record['name']} | " + " | ".join(shown(record["cells"].get(c)) for c in columns) + " |")
@@ -74,7 +90,7 @@ def markdown(records: list[dict[str, Any]], precisions: list[str]) -> str:
     return "\n".join(lines)
 
 
-def page(records: list[dict[str, Any]], precisions: list[str]) -> str:
+def page(records: list[dict[str, Any]], precisions: list[str], names: list[str]) -> str:
     columns = [f"{f} {p}" for p in precisions for f in FORMATS]
     rows = []
     for record in records:
@@ -89,7 +105,8 @@ def page(records: list[dict[str, Any]], precisions: list[str]) -> str:
             cells.append(f'<td class="{kind}" title="{html.escape(cell["reason"] or "")}">{shown(cell)}</td>')
         rows.append(f"<tr><td>{html.escape(record['name'])}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th>{c.replace(' ', '<br>')}</th>" for c in ("model", *columns))
-    told = "".join(f"<li>{html.escape(line)}</li>" for line in summary(records, precisions))
+    lines = [*summary(records, precisions), partly_run(records, precisions), not_run(records, names)]
+    told = "".join(f"<li>{html.escape(line)}</li>" for line in lines if line)
     why = "".join(
         f"<li>{html.escape(', '.join(entry[:2]))}: {html.escape(entry[2])}</li>" for entry in reasons(records)
     )
@@ -108,9 +125,11 @@ def main() -> None:
     records = [json.loads(p.read_text()) for p in sorted(arguments.records.glob("*.json"))]
     records.sort(key=lambda r: (r["family"], r["name"]))
     precisions = list(dict.fromkeys(p for r in records for p in r["precision"].split(",")))
-    (arguments.out / "result.md").write_text(markdown(records, precisions), encoding="utf-8")
-    (arguments.out / "result.html").write_text(page(records, precisions), encoding="utf-8")
-    print("\n".join(summary(records, precisions)))
+    with tempfile.TemporaryDirectory() as scratch:
+        names = [case.name for case in read_cases(Path(scratch))]
+    (arguments.out / "result.md").write_text(markdown(records, precisions, names), encoding="utf-8")
+    (arguments.out / "result.html").write_text(page(records, precisions, names), encoding="utf-8")
+    print("\n".join([*summary(records, precisions), not_run(records, names)]))
 
 
 if __name__ == "__main__":

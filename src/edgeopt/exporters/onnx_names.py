@@ -38,7 +38,7 @@ def name_values(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence
 
 
 def _names(graph: onnx.GraphProto) -> list[str]:
-    names = [v.name for v in (*graph.input, *graph.output, *graph.initializer)]
+    names = [v.name for v in (*graph.input, *graph.output)] + [t.name for t in graph.initializer]
     for node in graph.node:
         names.extend(node.output)
         for inner in _bodies(node):
@@ -47,8 +47,10 @@ def _names(graph: onnx.GraphProto) -> list[str]:
 
 
 def _rename(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = renamed.get(value.name, value.name)
+    for constant in graph.initializer:
+        constant.name = renamed.get(constant.name, constant.name)
     for sparse in graph.sparse_initializer:
         sparse.values.name = renamed.get(sparse.values.name, sparse.values.name)
     for annotation in graph.quantization_annotation:

@@ -61,7 +61,7 @@ def _anchors(options: DetectionOptions, outputs: tuple[TensorSpec, ...]) -> list
     # Each score once, a multiple of 1/2048: nothing ties, and every port gives the same numbers.
     scores = (chance.permutation(classes * ANCHORS).reshape(classes, ANCHORS) + UNEVEN) / 128
     crowd = {"boxes": boxes, "scores": scores.astype(np.float32)}
-    changed = {
+    changed: dict[str, dict[str, Any]] = {
         "the card's options": {},
         "boxes may overlap less": {"iou": LESS, "confidence": 0.1},
         "boxes may overlap more": {"iou": MORE, "confidence": 0.1},
@@ -98,7 +98,11 @@ def _rows(options: DetectionOptions) -> list[_Vector]:
         chance.integers(0, 3, (ANCHORS, 1)),
     ]
     rows = np.concatenate(sides, 1).astype(np.float32)
-    changed = {"the card's options": {}, "three at most": {"max_detections": 3}, "nothing is sure": {"confidence": 1.0}}
+    changed: dict[str, dict[str, Any]] = {
+        "the card's options": {},
+        "three at most": {"max_detections": 3},
+        "nothing is sure": {"confidence": 1.0},
+    }
     return [_Vector(n, options.model_copy(update=c), {"detections": rows}) for n, c in changed.items()]
 
 
