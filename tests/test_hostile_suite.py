@@ -97,7 +97,7 @@ def test_the_command_line_says_one_line(suite, seeds, tmp_path, edgeopt, maker):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_all_of_them(tmp_path):
-    command = [sys.executable, str(FOLDER / "run.py"), "--out", str(tmp_path)]
+    command = [sys.executable, str(FOLDER / "run.py"), "--out", str(tmp_path), "--records", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-3000:]
     assert json.loads((tmp_path / "result.json").read_text())["rows"][-1]["executed"] == 0

@@ -1,11 +1,12 @@
 """Open hundreds of hostile files as a user would, and count what came of it.
 
     python benchmarks/hostile/run.py
-    python benchmarks/hostile/run.py --only bombs --cheap
+    python benchmarks/hostile/run.py --only bombs
 
 The files are made anew, the same for the same `--seed`. They are opened one after the other by the functions that the
 command line calls, in the workers that it calls them in. `--cheap` leaves out those that TensorFlow and the converters
-must make first.
+must make first. What each maker's files came to is kept under `build/hostile`: a run that was stopped goes on with the
+next maker.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from case import OPENERS, Case, Place  # noqa: E402
 from edgeopt.core.errors import EdgeoptError, SourceError, WorkerError  # noqa: E402
 from edgeopt.worker import Limits, Worker  # noqa: E402
 
-MAKERS = (
+Maker = Callable[[Place], Iterator[Case]]
+MAKERS: tuple[Maker, ...] = (
     damage.truncated,
     damage.flipped,
     damage.wrong_extension,
@@ -51,7 +53,7 @@ MAKERS = (
     documents.settings,
     documents.tables,
 )
-LIMITS = Limits(timeout_s=120, memory_bytes=6 * 2**30)
+LIMITS = Limits(timeout_s=300, memory_bytes=6 * 2**30)
 TENSORFLOW = {
     "CUDA_VISIBLE_DEVICES": "",
     "KERAS_BACKEND": "tensorflow",
@@ -81,11 +83,22 @@ class Outcome:
         fine = self.verdict in ("told", "died") or (self.verdict == "read" and self.case.harmless)
         return fine and not self.executed
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON types only."""
+        own = {"kind": self.case.kind, "name": self.case.name, "verdict": self.verdict, "words": self.words}
+        return own | {
+            "seconds": round(self.seconds, 1),
+            "harmless": self.case.harmless,
+            "executed": self.executed,
+            "good": self.good,
+        }
+
 
 class Opener:
     """Opens cases in long-lived workers, one for each kind of opener."""
 
     def __init__(self, folder: Path, seeds: dict[str, Path]) -> None:
+        self.seeds = seeds
         self._folder = folder
         self._arch = f"{seeds['arch.py']}:build"
         self._workers: dict[str, Worker] = {}
@@ -138,38 +151,24 @@ def attempt(opener: Opener, case: Case, place: Place) -> Outcome:
     return Outcome(case, verdict, words.replace(str(case.path.parent) + "/", ""), seconds, executed)
 
 
-def outcomes(folder: Path, seed: int, *, cheap: bool, only: str = "", every: int = 1) -> Iterator[Outcome]:
-    """Make and open the cases, every `every`-th of each kind; each case's files are removed once it is done."""
-    made = seeds.build(folder / "seeds")
-    if not cheap:
-        made |= seeds.build_with_converters(folder / "seeds")
-    (folder / "canary").mkdir()
-    opener = Opener(folder, made)
-    try:
-        if every == 1:
-            _try_seeds(opener, made)
-        for maker in MAKERS:
-            # Each maker draws its own chance, so that one alone makes the same files as all together.
-            name = f"{maker.__module__}.{maker.__name__}"
-            if only not in name:
-                continue
-            place = Place(folder / name, folder / "canary", made, random.Random(f"{seed} {name}"))
-            place.root.mkdir()
-            for index, case in enumerate(maker(place)):
-                if index % every == every - 1 or every == 1:
-                    yield attempt(opener, case, place)
-                shutil.rmtree(place.root / f"{place.count:04d}")
-            shutil.rmtree(place.root)
-    finally:
-        opener.close()
+def outcomes(opener: Opener, folder: Path, name: str, maker: Maker, seed: int) -> Iterator[Outcome]:
+    """Make and open one maker's cases; each case's files are removed once it is done."""
+    # Each maker draws its own chance, so that one alone makes the same files as all together.
+    place = Place(folder / name, folder / "canary", opener.seeds, random.Random(f"{seed} {name}"))
+    place.canary.mkdir(exist_ok=True)
+    place.root.mkdir()
+    for case in maker(place):
+        yield attempt(opener, case, place)
+        shutil.rmtree(place.root / f"{place.count:04d}")
+    shutil.rmtree(place.root)
 
 
-def _try_seeds(opener: Opener, made: dict[str, Path]) -> None:
+def try_seeds(opener: Opener) -> None:
     """Open the sound files: were they refused, what is made of them would be refused for the wrong reason.
 
     Two Keras files have a configuration that is checked before TensorFlow is asked, and no layers for TensorFlow.
     """
-    for name, path in made.items():
+    for name, path in opener.seeds.items():
         if path.suffix in OPENERS and name not in (
             "net.keras",
             "net.h5",
@@ -178,24 +177,25 @@ def _try_seeds(opener: Opener, made: dict[str, Path]) -> None:
             opener.open(Case("sound", name, OPENERS[path.suffix], path))
 
 
-def summary(found: list[Outcome]) -> list[dict[str, Any]]:
+def summary(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per kind, and one of all."""
-    kinds = list(dict.fromkeys(o.case.kind for o in found))
+    kinds = list(dict.fromkeys(c["kind"] for c in cases))
     rows = []
     for kind in [*kinds, "all"]:
-        own = [o for o in found if kind in (o.case.kind, "all")]
-        count = {v: sum(o.verdict == v for o in own) for v in ("told", "died", "unclear", "traceback")}
+        own = [c for c in cases if kind in (c["kind"], "all")]
+        count = {v: sum(c["verdict"] == v for c in own) for v in ("told", "died", "unclear", "traceback", "read")}
+        harmless = sum(c["verdict"] == "read" and c["harmless"] for c in own)
         rows.append({
             "kind": kind,
             "tried": len(own),
             "told": count["told"],
             "died": count["died"],
-            "harmless": sum(o.verdict == "read" and o.case.harmless for o in own),
-            "accepted": sum(o.verdict == "read" and not o.case.harmless for o in own),
+            "harmless": harmless,
+            "accepted": count["read"] - harmless,
             "unclear": count["unclear"],
             "crashed": count["traceback"],
-            "executed": sum(o.executed for o in own),
-            "longest_s": round(max(o.seconds for o in own), 1),
+            "executed": sum(c["executed"] for c in own),
+            "longest_s": max(c["seconds"] for c in own),
         })  # fmt: skip
     return rows
 
@@ -229,44 +229,52 @@ def markdown(document: dict[str, Any]) -> str:
         "|---|" + "---:|" * (len(HEADINGS) - 1),
     ]
     lines += ["| " + " | ".join(str(row[key]) for key in HEADINGS) + " |" for row in rows]
-    if document["wrong"]:
+    wrong = [c for c in document["cases"] if not c["good"]]
+    if wrong:
         lines += ["", "Not as it should be:", ""]
-        lines += [f"- {w['kind']}, {w['name']}: {w['verdict']} {w['words']}" for w in document["wrong"]]
+        lines += [f"- {c['kind']}, {c['name']}: {c['verdict']} {c['words']}" for c in wrong]
     return "\n".join([*lines, ""])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="makers whose name holds this, such as bombs or damage.flipped")
+    parser.add_argument("--only", default="", help="makers whose name holds one of these, such as bombs,damage.flipped")
     parser.add_argument("--cheap", action="store_true", help="without TensorFlow and the converters")
-    parser.add_argument("--every", type=int, default=1, help="open one case in so many")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--again", action="store_true", help="also makers that have a record")
     parser.add_argument("--show", action="store_true", help="print every outcome")
+    parser.add_argument("--records", type=Path, default=HERE.parents[1] / "build" / "hostile")
+    parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
-    found = []
+    makers = {f"{m.__module__}.{m.__name__}": m for m in MAKERS}
+    files = {name: arguments.records / f"{name}-{arguments.seed}.json" for name in makers}
+    chosen = [n for n in files if any(part in n for part in arguments.only.split(","))]
+    wanted = [n for n in chosen if arguments.again or not files[n].is_file()]
+    arguments.records.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hostile-") as scratch:
-        chosen = {"cheap": arguments.cheap, "only": arguments.only, "every": arguments.every}
-        for outcome in outcomes(Path(scratch), arguments.seed, **chosen):
-            found.append(outcome)
-            if arguments.show or not outcome.good:
-                told = f"{outcome.case.kind} | {outcome.case.name} | {outcome.verdict} | {outcome.seconds:.1f} s"
-                print(f"{'' if outcome.good else 'WRONG '}{told} | {outcome.words[:300]}", flush=True)
-    wrong = [o for o in found if not o.good]
-    document = {
-        "seed": arguments.seed,
-        "rows": summary(found),
-        "wrong": [{"kind": o.case.kind, "name": o.case.name, "verdict": o.verdict, "words": o.words} for o in wrong],
-        "cases": [
-            {"kind": o.case.kind, "name": o.case.name, "verdict": o.verdict, "words": o.words,
-             "seconds": round(o.seconds, 2)} for o in found
-        ],
-    }  # fmt: skip
-    if not arguments.only and arguments.every == 1:
+        made = seeds.build(Path(scratch, "seeds"))
+        if not arguments.cheap:
+            made |= seeds.build_with_converters(Path(scratch, "seeds"))
+        opener = Opener(Path(scratch), made)
+        try:
+            try_seeds(opener)
+            for name in wanted:
+                cases = []
+                for outcome in outcomes(opener, Path(scratch), name, makers[name], arguments.seed):
+                    cases.append(outcome.to_json())
+                    if arguments.show or not outcome.good:
+                        print("" if outcome.good else "WRONG", *list(cases[-1].values())[:4], sep=" | ", flush=True)
+                files[name].write_text(json.dumps(cases))
+        finally:
+            opener.close()
+    missing = [name for name, file in files.items() if not file.is_file()]
+    cases = [case for file in files.values() if file.is_file() for case in json.loads(file.read_bytes())]
+    document = {"seed": arguments.seed, "rows": summary(cases), "cases": cases}
+    print(json.dumps(document["rows"][-1]), f"no record yet: {', '.join(missing)}" if missing else "")
+    if not missing:
         (arguments.out / "result.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         (arguments.out / "result.md").write_text(markdown(document), encoding="utf-8")
-    print(json.dumps(document["rows"][-1]))
-    return 1 if wrong else 0
+    return 0 if all(c["good"] for c in cases) else 1
 
 
 if __name__ == "__main__":

@@ -270,3 +270,28 @@ def test_an_endless_loop_of_constants_ends_at_a_bound(tmp_path):
     )
     with pytest.raises(SourceError, match=r"Loop at .* runs more than 10000 times"):
         import_onnx(path)
+
+
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize"])
+def test_a_constant_of_absurd_size_is_refused_before_it_is_made(tmp_path, kind):
+    size = 2**30
+    inputs = {
+        "ConstantOfShape": ["n"], "Expand": ["x", "n"], "Tile": ["x", "n"], "Range": ["zero", "n", "one"],
+        "Pad": ["x", "n"], "Resize": ["x", "", "", "n"],
+    }[kind]  # fmt: skip
+    values = {"n": [size], "Tile": [1, size], "Pad": [0, 0, 0, size], "Resize": [1, size], "Expand": [size, 1]}
+    shape = np.array(values.get(kind, values["n"]), np.int64)
+    constants = [numpy_helper.from_array(shape, "n")]
+    if kind == "Range":
+        constants = [helper.make_tensor(n, 7, [], [v]) for n, v in (("zero", 0), ("n", size), ("one", 1))]
+    node = helper.make_node(kind, inputs, ["big"], name="made", **({"mode": "nearest"} if kind == "Resize" else {}))
+    rest = [helper.make_node("Shape", ["big"], ["s"]), helper.make_node("Cast", ["s"], ["c"], to=1)]
+    rest += [helper.make_node("ReduceSum", ["c"], ["r"]), helper.make_node("Add", ["x", "r"], ["y"])]
+    graph = helper.make_graph(
+        [node, *rest], "net", [helper.make_tensor_value_info("x", 1, [1, 4])],
+        [helper.make_tensor_value_info("y", 1, ["a", "b"])], constants,
+    )  # fmt: skip
+    path = tmp_path / "big.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(SourceError, match=rf"{kind} at node 'made' makes a tensor of \d+ elements or more"):
+        import_onnx(path)

@@ -19,6 +19,7 @@ from edgeopt.onnx_import.graph import RANGE, GraphBuilder, identifier
 from edgeopt.onnx_import.node import Quantized, Value
 from edgeopt.onnx_import.patterns import drop_dead_code, fuse_composites
 from edgeopt.onnx_import.reader import fix_shapes, fix_values, inline_functions, opset_of, read_onnx, simplify
+from edgeopt.onnx_import.sizes import refuse_sizes
 from edgeopt.onnx_import.tensors import torch_dtype
 from edgeopt.onnx_import.walk import Walk
 
@@ -66,6 +67,7 @@ def import_onnx(
         UnsupportedOpError: operators that cannot be imported, all in one line; `CoverageError.table` lists them.
     """
     model = inline_functions(read_onnx(path), path)
+    refuse_sizes(model, path)
     fix_values(model, path, input_values)
     shapes = fix_shapes(model, path, input_shapes)
     specs = tuple(_spec(value, shapes[value.name], model.graph) for value in model.graph.input)
