@@ -266,7 +266,10 @@ def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
 
 
 def peak_bytes(nodes: list[Node], last_use: dict[Node, list[Node]]) -> int:
-    """Return the largest sum of values alive at one time for one sample; views count as copies, constants as nothing."""
+    """Return the largest sum of values alive at one time for one sample; views count as copies.
+
+    Weights and what follows from them alone count as nothing.
+    """
     alive = peak = 0
     sizes: dict[Node, int] = {}
     varying: set[Node] = set()
