@@ -78,7 +78,7 @@ STATIC = (
         "edgeopt_convert",
         "",
         INT8,
-        {"precision": INT8, "options": "--backend neural-compressor"},
+        {"precision": INT8, "options": "--quantization backend=neural-compressor"},
     ),
 )
 

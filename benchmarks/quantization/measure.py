@@ -58,10 +58,10 @@ SUBJECTS = (
     Subject(
         "models/efficientnet-lite0/card.yaml", str(DATA / "imagenet-sample/labels.csv"), ("static", "weights"), True
     ),
-    Subject("models/minilm/card.yaml", None, ("static", "dynamic", "weights"), True, 200),
-    Subject("models/cifar10-mobilenetv3/card.yaml", None, ("static",), False, 2000),
-    Subject("models/cifar10-vit/card.yaml", None, ("static",), False, 2000),
-    Subject("models/sst2-minilm/card.yaml", None, ("static", "dynamic"), False, 872),
+    Subject("models/minilm/card.yaml", str(DATA / "sst2/dev.tsv"), ("static", "dynamic", "weights"), True, 200),
+    Subject("models/cifar10-mobilenetv3/card.yaml", str(DATA / "cifar10-test.zip"), ("static",), False, 2000),
+    Subject("models/cifar10-vit/card.yaml", str(DATA / "cifar10-test.zip"), ("static",), False, 2000),
+    Subject("models/sst2-minilm/card.yaml", str(DATA / "sst2/test.tsv"), ("static", "dynamic"), False, 872),
 )
 
 

@@ -36,7 +36,7 @@ def plan(formats: tuple[str, ...], precisions: tuple[str, ...], target: Target |
     wanted = tuple(dict.fromkeys(precisions or ((target.precision,) if target else ("fp32",))))
     for form in found:
         for precision in wanted:
-            require_precision(form, precision)
+            require_precision(form, precision, target.coreml_deployment_target if target else "iOS17")
     return Plan(found, wanted, target, **options)
 
 

@@ -126,7 +126,7 @@ def test_formats_are_known_by_name_and_by_file(tmp_path):
         assert format_named(form.name) is form
         assert format_of_file(tmp_path / f"net.fp32{form.suffix}") is form
         for precision in form.precisions:
-            require_precision(form, precision)
+            require_precision(form, precision, "iOS18")
         for precision, reason in form.refuses.items():
             with pytest.raises(UsageError, match=f"{form.name} cannot do {precision}: {re.escape(reason)}; it can do"):
                 require_precision(form, precision)
@@ -134,6 +134,10 @@ def test_formats_are_known_by_name_and_by_file(tmp_path):
     assert format_of_file(tmp_path / "net.pt") is None
     with pytest.raises(UsageError, match="unknown format 'lite-rt'; did you mean 'litert'"):
         format_named("lite-rt")
+    with pytest.raises(UsageError, match="from iOS18 on, and iOS17 is to run it; give a --target whose"):
+        require_precision(FORMATS["coreml"], "weight_only_wi4_afp32")
+    with pytest.raises(UsageError, match="from iOS17 on, and iOS16 is to run it"):
+        require_precision(FORMATS["coreml"], "static_wi8_ai8", "iOS16")
     with pytest.raises(UsageError, match="unknown precision 'static_w8_a8'; did you mean 'static_wi8_ai8'"):
         require_precision(FORMATS["onnx"], "static_w8_a8")
 

@@ -61,7 +61,7 @@ def test_a_target_asks_only_for_what_exists(name):
     target = load_target(name)
     assert target.name == name and len(set(target.formats)) == len(target.formats)
     for wanted in target.formats:
-        require_precision(format_named(wanted), target.precision)
+        require_precision(format_named(wanted), target.precision, target.coreml_deployment_target)
     assert set(target.runtime_options) == set(target.formats) <= set(FORMATS)
     assert load_target(str(ROOT / "targets" / f"{name}.yaml")) == target
 

@@ -25,7 +25,7 @@ UNTRAINED = [n for n in ("cifar10-resnet20", "cifar10-vit") if not (MODELS / n /
 CARDS = sorted(path.parent.name for path in MODELS.glob("*/card.yaml") if path.parent.name != "shapes-yolo")
 SCORES = {  # model: data, samples, least share that must be right
     "cifar10-mobilenetv3": ("cifar10-test.zip", 0.81),
-    "cifar10-vit": ("cifar10-test.zip", 0.72),
+    "cifar10-vit": ("cifar10-test.zip", 0.76),
     "sst2-minilm": ("sst2/dev.tsv", 0.86),
 }
 

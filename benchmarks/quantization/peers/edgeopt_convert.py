@@ -15,13 +15,19 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators of quantized programs
 from job import Job, run
 
+from edgeopt.core.formats import FORMATS
+
 
 def make(job: Job) -> dict[str, Any]:
     """Convert; keep the bundle, and the quantized program that its formats were lowered from."""
     record = job.record
     cache = job.out.with_name("cache")
     command = [str(Path(sys.executable).with_name("edgeopt")), "convert", record["source"]]
-    command += ["--precision", job.settings["precision"], "--to", ",".join(record["float"])]
+    precision = job.settings["precision"]
+    able = [form for form in record["float"] if precision not in FORMATS[form].refuses]
+    command += ["--precision", precision, "--to", ",".join(able)]
+    if precision == "weight_only_wi4_afp32":
+        command += ["--target", "iphone-16"]  # Core ML reads it from iOS 18 on
     command += ["--samples", "8", "--calibration-samples", str(record["calibration_samples"])]
     command += ["--min-snr", "0", "--min-agreement", "0", "--jobs", "2", "-q", "-o", str(job.out)]
     if record["data"]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeopt.cli.options import print_json
-from edgeopt.core.formats import FORMATS, PRECISIONS
+from edgeopt.core.formats import FORMATS, OLDEST_SYSTEM, PRECISIONS, Format
 from edgeopt.core.target import load_target, shipped_targets
 
 
@@ -41,13 +41,18 @@ def command(name: str | None, precisions: bool, as_json: bool) -> int:
     return 0
 
 
+def _answer(form: Format, precision: str) -> str:
+    oldest = OLDEST_SYSTEM.get(precision)
+    return form.refuses.get(precision) or (f"from {oldest}" if form.name == "coreml" and oldest else "yes")
+
+
 def _show_precisions(as_json: bool) -> int:
     if as_json:
-        print_json({"formats": {f.name: {p: f.refuses.get(p) or "yes" for p in PRECISIONS} for f in FORMATS.values()}})
+        print_json({"formats": {f.name: {p: _answer(f, p) for p in PRECISIONS} for f in FORMATS.values()}})
         return 0
     table = Table("precision", *FORMATS)
     for precision in PRECISIONS:
-        table.add_row(precision, *("no" if precision in f.refuses else "yes" for f in FORMATS.values()))
+        table.add_row(precision, *("no" if precision in f.refuses else _answer(f, precision) for f in FORMATS.values()))
     console = Console()
     console.print(table)
     for form in FORMATS.values():

@@ -57,6 +57,13 @@ class Format:
         return tuple(p for p in PRECISIONS if p not in self.refuses)
 
 
+OLDEST_SYSTEM = {
+    "static_wi8_ai8": "iOS17",
+    "static_wi8_ai16": "iOS17",
+    "auto": "iOS17",
+    "weight_only_wi4_afp32": "iOS18",
+}
+"""Core ML's precisions that not every system reads, with the first that does."""
 NO_PALETTES = "only Core ML has weights that are indices into a table"
 
 FORMATS: dict[str, Format] = {
@@ -94,6 +101,7 @@ FORMATS: dict[str, Format] = {
             ".pte",
             {
                 "static_wi8_ai16": "XNNPACK quantizes activations to 8 bits only",
+                "weight_only_wi4_afp32": "XNNPACK multiplies 4-bit weights with quantized activations only",
                 "palettized_w6": NO_PALETTES,
                 "palettized_w4": NO_PALETTES,
             },
@@ -122,8 +130,13 @@ def format_of_file(path: Path) -> Format | None:
     return next((f for f in FORMATS.values() if path.name.endswith(f.suffix)), None)
 
 
-def require_precision(form: Format, precision: str) -> None:
-    """Refuse a precision that does not exist or that the format cannot do.
+def require_precision(form: Format, precision: str, system: str = "iOS17") -> None:
+    """Refuse a precision that does not exist, or that the format cannot do on the systems that must read it.
+
+    Args:
+        form: to export to.
+        precision: asked for.
+        system: the oldest that must run a Core ML package.
 
     Raises:
         UsageError: names what can be done instead.
@@ -133,4 +146,10 @@ def require_precision(form: Format, precision: str) -> None:
     if precision in form.refuses:
         raise UsageError(
             f"{form.name} cannot do {precision}: {form.refuses[precision]}; it can do {', '.join(form.precisions)}"
+        )
+    oldest = OLDEST_SYSTEM.get(precision, "")
+    if form.name == "coreml" and system < oldest:
+        raise UsageError(
+            f"Core ML reads {precision} from {oldest} on, and {system} is to run it; give a --target whose"
+            f" coreml_deployment_target is {oldest}"
         )

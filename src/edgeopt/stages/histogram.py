@@ -97,10 +97,14 @@ class Histogram:
             alike = some == extreme
             if int(alike.sum()) <= 1:
                 some = some[~alike]
-                self._count(torch.tensor([extreme]), 1.0)
+                self._count_one(extreme)
                 total -= 1
         if some.numel() > 0:
             self._count(some, total / some.numel())
+
+    def _count_one(self, value: float) -> None:
+        self.zeros += value == 0
+        self.counts[BINS // 2 + (math.floor(value / self.width) if self.width else 0)] += 1
 
     def _count(self, flat: torch.Tensor, weight: float) -> None:
         zeros = float((flat == 0).sum())
