@@ -229,11 +229,23 @@ def markdown(document: dict[str, Any]) -> str:
         "|---|" + "---:|" * (len(HEADINGS) - 1),
     ]
     lines += ["| " + " | ".join(str(row[key]) for key in HEADINGS) + " |" for row in rows]
+    if document["missing"]:
+        lines += ["", f"Not run yet, or not to the end: {', '.join(document['missing'])}."]
     wrong = [c for c in document["cases"] if not c["good"]]
     if wrong:
         lines += ["", "Not as it should be:", ""]
         lines += [f"- {c['kind']}, {c['name']}: {c['verdict']} {c['words']}" for c in wrong]
     return "\n".join([*lines, ""])
+
+
+def written(files: dict[str, Path], seed: int, out: Path) -> dict[str, Any]:
+    """Write the result of the makers that have a record, and return it."""
+    cases = [case for file in files.values() if file.is_file() for case in json.loads(file.read_bytes())]
+    missing = [name for name, file in files.items() if not file.is_file()]
+    document = {"seed": seed, "missing": missing, "rows": summary(cases), "cases": cases}
+    (out / "result.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (out / "result.md").write_text(markdown(document), encoding="utf-8")
+    return document
 
 
 def main() -> int:
@@ -265,15 +277,14 @@ def main() -> int:
                     if arguments.show or not outcome.good:
                         print("" if outcome.good else "WRONG", *list(cases[-1].values())[:4], sep=" | ", flush=True)
                 files[name].write_text(json.dumps(cases))
+                written(files, arguments.seed, arguments.out)
         finally:
             opener.close()
-    missing = [name for name, file in files.items() if not file.is_file()]
-    cases = [case for file in files.values() if file.is_file() for case in json.loads(file.read_bytes())]
-    document = {"seed": arguments.seed, "rows": summary(cases), "cases": cases}
-    print(json.dumps(document["rows"][-1]), f"no record yet: {', '.join(missing)}" if missing else "")
-    if not missing:
-        (arguments.out / "result.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (arguments.out / "result.md").write_text(markdown(document), encoding="utf-8")
+    document = written(files, arguments.seed, arguments.out)
+    cases = document["cases"]
+    print(
+        json.dumps(document["rows"][-1]), *([f"not run: {', '.join(document['missing'])}"] * bool(document["missing"]))
+    )
     return 0 if all(c["good"] for c in cases) else 1
 
 
