@@ -130,8 +130,9 @@ def walk(
             source = node.args[1 if layer.kind == "embedding" else 0]
             assert isinstance(source, Node)
             now, in_float = varying[source]
-            shown = [_without_padding(layer, values, padding) for values in (now, in_float)]
-            yield Arrival(layer, number, len(layers), *shown, run, run_float, _activation(graph_module, node))
+            seen, seen_in_float = (_without_padding(layer, values, padding) for values in (now, in_float))
+            activation = _activation(graph_module, node)
+            yield Arrival(layer, number, len(layers), seen, seen_in_float, run, run_float, activation)
             varying[node] = ([run(v) for v in now], [run_float(v) for v in in_float])
         else:
             with torch.no_grad():
