@@ -145,7 +145,7 @@ class _Compression:
                 worker, "dense model", "compress:samples", arguments, what="reading data", failure=ConversionError
             )
         self._told("dense model", record, kept is not None)
-        return out, record | {"cached": kept is not None}
+        return out, record | {"key": key, "cached": kept is not None}
 
     def _stage(
         self, worker: Worker, number: int, stage: Stage, before: str, folder: Path
@@ -188,7 +188,8 @@ class _Compression:
                 self._keep(key, out, record)
         assert record is not None
         self._told(name, record, cached)
-        return key, out, record | {"options": options.model_dump(mode="json", exclude_defaults=True), "cached": cached}
+        told = {"key": key, "options": options.model_dump(mode="json", exclude_defaults=True), "cached": cached}
+        return key, out, record | told
 
     def _kept(self, key: str, out: Path) -> Document | None:
         cache_ = self.work.context.cache
