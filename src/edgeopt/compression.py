@@ -101,9 +101,10 @@ class _Compression:
         naming = _naming(self.run.model)
         with self.work.worker_for(self.run.model) as worker:
             asked = {"train": self.run.data("train"), "evaluation": self.run.data("eval")}
+            slices = {"slices": list(self.run.recipe.data.slices)}
             told = f"loading {self.run.model.name}"
             opened: Document = self.work.call(
-                worker, "source", "compress:open_recipe", naming | asked, what=told, failure=SourceError
+                worker, "source", "compress:open_recipe", naming | asked | slices, what=told, failure=SourceError
             )
             self.work.context.progress.finish("source", f"{opened['parameters']:,} parameters", ok=True)
             key = key_of(self._identity(opened))

@@ -22,6 +22,7 @@ from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.settings import parse
 from edgeopt.core.target import Target, load_target
+from edgeopt.damage import keep_answers, stages_damage
 from edgeopt.experiment import add_metrics, run_record
 from edgeopt.steps import Document, Plan, Source, workshop
 from edgeopt.tracking import Tracker, require_tracker, track
@@ -99,7 +100,10 @@ def run(job: RecipeRun, out: Path, context: Context, tracker: Tracker | None = N
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
         seconds = round(time.monotonic() - started, 2)
+        damage = stages_damage(made)
+        keep_answers(work, made, damage, bundle)
         record = run_record(job, made, artifacts, seconds)
+        record["per_slice"] = {"slices": damage["slices"], "hit_hardest": damage["slices_hit_hardest"]}
         (bundle / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         document = {
             "edgeopt": version("edgeopt"),

@@ -114,6 +114,11 @@ def test_a_plan_is_printed_and_nothing_done(edgeopt, folder):
         ),
         ({"stages": [{"distill": {}}]}, "stage 0 (distill) comes first: the teacher is the model itself"),
         ({"stages": [{"sparsify": {"ratio": 0.5}}, {"finetune": {}}]}, "would fill the zeros: set keep_zeros: true"),
+        (
+            {"stages": [{"finetune": {"sparsity": {"ratio": 0.5}}}, {"finetune": {}}]},
+            "comes after finetune with sparsity and would fill the zeros",
+        ),
+        ({"stages": [{"finetune": {"sparsity": {"ratoi": 0.5}}}]}, "sparsity.ratoi'; did you mean 'ratio'?"),
         ({"stages": [{"sparsify": {"ratio": 0.5}}, {"prune": {"macs": 0.5}}]}, "(prune) comes after sparsify"),
         ({"stages": [{"prune": {"mac": 0.5}}]}, "unknown option 'stages.0.prune.mac'; did you mean 'macs'?"),
         ({"stages": [{"purne": {"macs": 0.5}}]}, "unknown option 'stages.0.purne'; did you mean 'prune'?"),

@@ -44,7 +44,7 @@ def test_a_run_is_logged_and_its_model_registered_with_lineage(fresh_edgeopt, fo
     assert ran.code == 0, ran.err
     record = json.loads((out / "run.json").read_bytes())
     experiment = client.get_experiment_by_name("patterns")
-    later, _ = client.search_runs([experiment.experiment_id])
+    (later,) = client.search_runs([experiment.experiment_id])
     assert f"run {later.info.run_id}, patterns version 1" in ran.err and later.info.status == "FINISHED"
     assert later.data.params["stages.0.prune.ratio"] == "0.25" and later.data.params["seed"] == "0"
     assert later.data.params["export.formats"] == "onnx" and "stages.0.prune.macs" not in later.data.params
