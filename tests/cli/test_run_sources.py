@@ -31,12 +31,12 @@ import keras
 from keras import layers
 
 keras.utils.set_random_seed(0)
-net = keras.Sequential([
-    keras.Input((8, 8, 1), name="image"),
-    layers.Conv2D(16, 3, padding="same", use_bias=False), layers.BatchNormalization(), layers.ReLU(),
-    layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False), layers.BatchNormalization(), layers.ReLU(),
-    layers.GlobalAveragePooling2D(), layers.Dense(5),
-])
+image = keras.Input((8, 8, 1), name="image")
+x = image
+for width, stride in ((16, 1), (32, 2)):
+    x = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+net = keras.Model(image, layers.Dense(5, name="scores")(layers.GlobalAveragePooling2D()(x)))
 net.save(sys.argv[1])
 """
 

@@ -20,8 +20,6 @@ class PruneOptions(Settings):
         params: the same of parameters.
         size: the same of bytes in float32.
         latency: budget of the time that a file made of the model takes on this host, a share of the given model's.
-        latency_format: of that file, in float32.
-        latency_tries: files to make and time at most, before the last is timed again.
         ratio: share of channels to remove where there is no budget.
         layers: share to remove of a layer's output channels, by its name; replaces what the rest would choose.
         importance: what a channel is worth: the size of its weights; the change of the loss without it to first order
@@ -32,14 +30,14 @@ class PruneOptions(Settings):
         heads: prune whole attention heads too.
         keep: layers whose output channels stay.
         samples: of the training data, for Taylor and activation.
+        latency_format: of the file that is timed, in float32.
+        latency_tries: files to make and time at most, before the last is timed again.
     """
 
     macs: Budget | None = None
     params: Budget | None = None
     size: Budget | None = None
     latency: Annotated[float, Field(gt=0, lt=1)] | None = None
-    latency_format: Literal["onnx", "litert", "executorch"] = "onnx"
-    latency_tries: Annotated[int, Field(ge=2, le=32)] = 8
     ratio: Ratio | None = None
     layers: dict[str, Ratio] = Field(default_factory=dict)
     importance: Literal["magnitude", "taylor", "activation"] = "magnitude"
@@ -49,6 +47,8 @@ class PruneOptions(Settings):
     heads: bool = True
     keep: tuple[str, ...] = ()
     samples: Annotated[int, Field(ge=1)] = 256
+    latency_format: Literal["onnx", "litert", "executorch"] = "onnx"
+    latency_tries: Annotated[int, Field(ge=2, le=32)] = 8
 
     @model_validator(mode="after")
     def _goal(self) -> PruneOptions:
