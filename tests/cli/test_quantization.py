@@ -106,6 +106,8 @@ def test_the_table_of_precisions_says_what_each_format_supports_and_why_not(edge
     assert set(table) == set(FORMATS)
     for name, row in table.items():
         assert list(row) == list(PRECISIONS)
-        assert [p for p, answer in row.items() if answer == "yes" or answer.startswith("from iOS")] == list(FORMATS[name].precisions)
+        assert [p for p, answer in row.items() if answer == "yes" or answer.startswith("from iOS")] == list(
+            FORMATS[name].precisions
+        )
     told = edgeopt("targets", "--precisions").out
     assert all(precision in told for precision in PRECISIONS) and "only Core ML" in told

@@ -51,3 +51,21 @@ def test_a_layer_rounded_alone_in_float_keeps_its_bias():
     for arrival in walk(graph, batches, SPECS):
         correct_bias(arrival)
     assert torch.allclose(layers_of(graph)[0].bias, bias, atol=1e-6)
+
+
+def test_a_few_tokens_of_large_error_do_not_move_the_others():
+    shape = (1, 40, 8)
+    graph = copy.deepcopy(torch.export.export(nn.Linear(8, 4).eval(), (torch.zeros(shape),)).module())
+    data = [np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed in range(4)]
+    for values in data:
+        values[0, :, 0] = 0
+        values[0, ::10, 0] = 50
+    layer = layers_of(graph)[0]
+    bias = layer.bias.clone()
+    for arrival in walk(graph, lambda: iter([{"x": values} for values in data]), (TensorSpec("x", shape),)):
+        error = torch.zeros(4, 8)
+        error[:, 0] = 1.0  # felt by every tenth token alone
+        layer.set_weight(layer.weight + error)
+        layer.set_bias(layer.bias + 0.3)  # felt by all
+        correct_bias(arrival)
+    assert torch.allclose(layer.bias, bias, atol=1e-4)

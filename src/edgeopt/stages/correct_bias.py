@@ -4,6 +4,10 @@ M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: "Data-Free Quantization Thr
 Correction", ICCV 2019, section 4.2; empirically, from calibration samples. The mean is taken behind the activation
 function: noise of mean zero comes out of a ReLU with a positive mean, and what sums or averages many channels then
 sees it.
+
+A linear layer's channels are corrected by the median error instead. In transformers a few tokens carry values tens of
+times larger than the others and most of the error's sum; a bias that took their mean out would shift every other token,
+which the layer normalization behind it makes the larger part.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ SMALLEST_SLOPE = 0.02
 
 
 def correct_bias(arrival: Arrival) -> None:
-    """Shift the layer's bias so that the mean of each channel behind the activation is that of the float network.
+    """Shift the bias so that each channel's mean behind the activation (a linear layer's median error) is the float's.
 
     Outputs come from the layers before as quantized, so their mean errors are taken out as well. Embeddings have no
     bias and are left alone. A channel that the activation nearly always cuts off is matched before it. Memory is that
@@ -34,7 +38,8 @@ def correct_bias(arrival: Arrival) -> None:
     for i, (value, in_float) in enumerate(zip(arrival.inputs, arrival.float_inputs, strict=True)):
         now.append(_positions(arrival.outputs(value), layer.kind, limit, i))
         target.append(_positions(arrival.float_outputs(in_float), layer.kind, limit, i))
-    shift = shift_of(torch.cat(now, 1), torch.cat(target, 1), arrival)
+    found, wanted = torch.cat(now, 1), torch.cat(target, 1)
+    shift = (wanted - found).median(1).values if layer.kind == "linear" else shift_of(found, wanted, arrival)
     layer.set_bias(shift if layer.bias is None else layer.bias + shift)
 
 

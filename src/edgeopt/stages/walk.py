@@ -24,6 +24,7 @@ from edgeopt.stages.layers import Layer, layers_of
 aten = torch.ops.aten
 Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
 MAX_BYTES = 1 << 30
+PADDING_MASK = "attention_mask"
 ACTIVATIONS = (
     aten.relu.default,
     aten.relu_.default,
@@ -49,7 +50,8 @@ class Arrival:
         layer: of the module that is being changed; its weight and bias may be set.
         number, total: its place among the layers, from 1.
         inputs: of the layer, one per sample, made by the layers before as they are now, activations quantized where
-            the walk quantizes them.
+            the walk quantizes them. Linear layers over the tokens of a text get `[tokens, channels]` without padding,
+            which nothing reads and which may be most of a sample.
         float_inputs: the same made by the float network.
         outputs: runs the layer as it is now on an input of the first kind.
         float_outputs: runs the float layer.
@@ -94,6 +96,7 @@ def walk(
     last_use = last_uses(nodes)
     count = min(max_samples, max(1, max_bytes // max(1, 2 * peak_bytes(nodes, last_use))))
     samples = first_samples(batches, inputs, count)
+    padding = [sample.get(PADDING_MASK) for sample in samples]
     varying: dict[Node, tuple[list[Any], list[Any]]] = {}
     constant: dict[Node, Any] = {}
     number = 0
@@ -127,13 +130,24 @@ def walk(
             source = node.args[1 if layer.kind == "embedding" else 0]
             assert isinstance(source, Node)
             now, in_float = varying[source]
-            yield Arrival(layer, number, len(layers), now, in_float, run, run_float, _activation(graph_module, node))
+            shown = [_without_padding(layer, values, padding) for values in (now, in_float)]
+            yield Arrival(layer, number, len(layers), *shown, run, run_float, _activation(graph_module, node))
             varying[node] = ([run(v) for v in now], [run_float(v) for v in in_float])
         else:
             with torch.no_grad():
                 varying[node] = _both(graph_module, node, constant, varying, len(samples))
         for spent in last_use.get(node, ()):
             varying.pop(spent, None)
+
+
+def _without_padding(layer: Layer, values: list[torch.Tensor], masks: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Return the values at tokens whose mask is not zero; all where the layer's input has no axis of tokens."""
+    return [
+        value
+        if layer.kind != "linear" or mask is None or value.ndim != 3 or value.shape[:2] != mask.shape or not mask.any()
+        else value[mask != 0]
+        for value, mask in zip(values, masks, strict=True)
+    ]
 
 
 def _both(
@@ -252,11 +266,17 @@ def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
 
 
 def peak_bytes(nodes: list[Node], last_use: dict[Node, list[Node]]) -> int:
-    """Return the largest sum of values alive at one time for one sample; views count as copies."""
+    """Return the largest sum of values alive at one time for one sample; views count as copies.
+
+    Weights and what follows from them alone count as nothing.
+    """
     alive = peak = 0
     sizes: dict[Node, int] = {}
+    varying: set[Node] = set()
     for node in nodes:
-        if node.op not in ("get_attr", "output"):
+        if node.op == "placeholder" or any(a in varying for a in node.all_input_nodes):
+            varying.add(node)
+        if node in varying and node.op != "output":
             source = node
             while "val" not in source.meta and source.all_input_nodes:
                 source = source.all_input_nodes[0]  # an observer: as large as what it observes
