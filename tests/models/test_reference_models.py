@@ -24,7 +24,7 @@ OWN = ("build", "bert", "train", "cifar10_training")
 UNTRAINED = [n for n in ("cifar10-resnet20", "cifar10-vit") if not (MODELS / n / "weights.safetensors").exists()]
 CARDS = sorted(path.parent.name for path in MODELS.glob("*/card.yaml") if path.parent.name != "shapes-yolo")
 SCORES = {  # model: data, samples, least share that must be right
-    "cifar10-mobilenetv3": ("cifar10-test.zip", 0.81),
+    "cifar10-mobilenetv3": ("cifar10-test.zip", 0.87),
     "cifar10-vit": ("cifar10-test.zip", 0.76),
     "sst2-minilm": ("sst2/dev.tsv", 0.86),
 }
