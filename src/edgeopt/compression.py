@@ -101,9 +101,10 @@ class _Compression:
         naming = _naming(self.run.model)
         with self.work.worker_for(self.run.model) as worker:
             asked = {"train": self.run.data("train"), "evaluation": self.run.data("eval")}
+            slices = {"slices": list(self.run.recipe.data.slices)}
             told = f"loading {self.run.model.name}"
             opened: Document = self.work.call(
-                worker, "source", "compress:open_recipe", naming | asked, what=told, failure=SourceError
+                worker, "source", "compress:open_recipe", naming | asked | slices, what=told, failure=SourceError
             )
             self.work.context.progress.finish("source", f"{opened['parameters']:,} parameters", ok=True)
             key = key_of(self._identity(opened))
@@ -145,7 +146,7 @@ class _Compression:
                 worker, "dense model", "compress:samples", arguments, what="reading data", failure=ConversionError
             )
         self._told("dense model", record, kept is not None)
-        return out, record | {"cached": kept is not None}
+        return out, record | {"key": key, "cached": kept is not None}
 
     def _stage(
         self, worker: Worker, number: int, stage: Stage, before: str, folder: Path
@@ -188,7 +189,8 @@ class _Compression:
                 self._keep(key, out, record)
         assert record is not None
         self._told(name, record, cached)
-        return key, out, record | {"options": options.model_dump(mode="json", exclude_defaults=True), "cached": cached}
+        told = {"key": key, "options": options.model_dump(mode="json", exclude_defaults=True), "cached": cached}
+        return key, out, record | told
 
     def _kept(self, key: str, out: Path) -> Document | None:
         cache_ = self.work.context.cache

@@ -355,7 +355,7 @@ def _pictures(work: Workshop, prepared: Document, document: Document) -> Documen
         "inputs": model["inputs"],
         "preprocess": model["preprocess"],
         "indices": first,
-        "folder": str(work.folder),
+        "folder": str(work.folder / "inputs"),
     }
     with work.worker() as worker:
         drawn: Document = work.call(

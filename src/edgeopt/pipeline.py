@@ -22,8 +22,10 @@ from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.recipe import Recipe
 from edgeopt.core.settings import parse
 from edgeopt.core.target import Target, load_target
+from edgeopt.damage import keep_answers, stages_damage
 from edgeopt.experiment import add_metrics, run_record
 from edgeopt.steps import Document, Plan, Source, workshop
+from edgeopt.tracking import Tracker, require_tracker, track
 
 
 def plan(formats: tuple[str, ...], precisions: tuple[str, ...], target: Target | None, **options: Any) -> Plan:
@@ -69,19 +71,24 @@ def convert(source: Source, what: Plan, out: Path, context: Context) -> Document
     return document
 
 
-def run(job: RecipeRun, out: Path, context: Context) -> Document:
+def run(job: RecipeRun, out: Path, context: Context, tracker: Tracker | None = None) -> Document:
     """Perform a recipe and write the bundle `out`; returns its manifest.
 
-    The bundle also holds `run.json`, the record of the stages, and the compressed model as `<name>.pt2`.
+    The bundle also holds `run.json`, the record of the stages, and the compressed model as `<name>.pt2`. With a
+    `tracker`, record and bundle are logged there once the bundle is written.
 
     Raises:
         NothingExportedError: every format failed; the folder `out` is then as it was.
+        TrackingError: the tracker's store cannot be used; told before the work where it can be known.
         EdgeoptError: the model, its data, a stage or the output folder cannot be used.
     """
     started = time.monotonic()
     recipe = job.recipe
     target = load_target(recipe.export.target) if recipe.export.target else None
     what = recipe_plan(recipe, target)
+    if tracker is not None:
+        with workshop(context) as work:
+            require_tracker(work, tracker)
     with staged(out) as bundle, workshop(context, bundle) as work:
         made = compress(work, job)
         result = Source(str(made.card), trust=job.trust)
@@ -93,7 +100,10 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
         seconds = round(time.monotonic() - started, 2)
+        damage = stages_damage(made)
+        keep_answers(work, made, damage, bundle)
         record = run_record(job, made, artifacts, seconds)
+        record["per_slice"] = {"slices": damage["slices"], "hit_hardest": damage["slices_hit_hardest"]}
         (bundle / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         document = {
             "edgeopt": version("edgeopt"),
@@ -106,6 +116,9 @@ def run(job: RecipeRun, out: Path, context: Context) -> Document:
             "seconds": seconds,
         }
         write_manifest(bundle, document)
+    if tracker is not None:
+        with workshop(context) as work:
+            track(work, tracker, record, out)
     return document
 
 

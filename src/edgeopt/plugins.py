@@ -27,6 +27,7 @@ EXTRAS = {
     "keras": "tf",
     "lightning": "train",
     "litert_torch": "litert",
+    "mlflow": "mlflow",
     "mlxtend": "models",
     "neural_compressor": "inc",
     "onnx": "onnx",

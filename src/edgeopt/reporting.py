@@ -45,6 +45,7 @@ def _bundle(place: Path, root: Path) -> BundleReport:
         benchmarks=bundle.companion("bench.json"),
         gate=bundle.companion("gate.json"),
         sensitivities=_sensitivities(place),
+        answers=bundle.companion("answers.json"),
         recipe=_text(recipe) if recipe else None,
     )
     try:

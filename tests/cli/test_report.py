@@ -96,6 +96,18 @@ def fill(make_bundle, edgeopt, place, name, picture):
         "failures": [],
     }
     (bundle / "eval.json").write_text(json.dumps(evaluation))
+    told = {"index": 7, "id": name, "label": 0, "before": 0, "after": 1, "text": name}
+    stages = {
+        "model": {"name": name, "labels": list(classes)},
+        "data": {"source": name, "samples": 60},
+        "against": {"samples": 60, "per_class": rows, "hit_hardest": [name]},
+        "slices": [group],
+        "slices_hit_hardest": [f"{name} = {name}"],
+        "changed": [told],
+        "changed_count": 31,
+        "thumbnails": {"7": picture},
+    }
+    (bundle / "answers.json").write_text(json.dumps(stages))
     (bundle / "bench.json").write_text(json.dumps(benchmark(bundle)))
     (bundle / "sensitivity.json").write_text(json.dumps(sensitivity(name)))
     (bundle / "recipe.yaml").write_text(f"model: {name}\n")
@@ -280,3 +292,15 @@ def test_in_a_browser_it_is_drawn(page, full, tmp_path):
         pixels = cv2.imread(str(shot))
         assert pixels.shape[:2] == (2400, 1200) and len(np.unique(pixels[::3, ::3, 0])) > 20
         assert (pixels[5, 5].mean() > 200) == (name == "light")
+
+
+def test_what_a_recipes_stages_changed_is_shown(full, page, edgeopt):
+    section = page[page.index("b1-stages-h") :]
+    section = section[: section.index("</section>")]
+    assert "Changed by the stages" in section and "on 60 samples of" in section
+    assert "Classes hit hardest: " in section and "Groups hit hardest: " in section
+    assert "31 samples are answered otherwise" in section and 'src="data:image/png' in section
+    assert "<blockquote>" in section and "(right)" in section and "(wrong)" in section
+    written = edgeopt("report", full, "--format", "markdown").out
+    assert "### Damage per class by the stages" in written and "### Changed answers by the stages" in written
+    assert edgeopt("report", full, "--format", "terminal").code == 0

@@ -6,68 +6,18 @@ import json
 import os
 import signal
 import time
-from importlib.util import find_spec
 
-import numpy as np
 import pytest
 import yaml
+from recipe_folder import STAGES, make_folder, needs_training, write_recipe
 
 from edgeopt.core.errors import UsageError
 from edgeopt.core.recipe import read_recipe
 
-NET = """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.deep = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
-        self.head = nn.Linear(32, 5)
-
-    def forward(self, image):
-        return self.head(self.deep(self.stem(image)).mean((2, 3)))
-
-def build():
-    torch.manual_seed(0)
-    return Net()
-"""
-STAGES = [
-    {"prune": {"ratio": 0.25, "round_to": 4}},
-    {"distill": {"steps": 60, "batch_size": 20, "learning_rate": 0.01, "label_share": 0.9, "checkpoint_every": 10}},
-    {"quantize": {"precision": "static_wi8_ai8", "calibration_samples": 40}},
-]
-EXPORT = {"formats": ["onnx"], "samples": 60, "compare_speed": False}
-needs_training = pytest.mark.skipif(
-    not (find_spec("lightning") and find_spec("torch_pruning")), reason="needs lightning and torch-pruning"
-)
-
-
-def write_recipe(folder, **changes):
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": "card.yaml", "stages": STAGES, "export": EXPORT} | changes))
-    return path
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model with card and data of five noisy patterns."""
-    folder = tmp_path / "patterns"
-    folder.mkdir()
-    (folder / "net.py").write_text(f"import torch\nfrom torch import nn\n{NET}")
-    draw = np.random.default_rng(0)
-    known = draw.standard_normal((5, 1, 8, 8))
-    for name, count in (("train", 200), ("test", 60)):
-        labels = draw.integers(0, 5, count)
-        images = known[labels] + 0.5 * draw.standard_normal((count, 1, 8, 8))
-        np.savez(folder / f"{name}.npz", image=images.astype(np.float32), label=labels)
-    card = {
-        "source": "net.py:build",
-        "task": "image-classification",
-        "inputs": [{"name": "image", "shape": [1, 1, 8, 8]}],
-        "labels": ["a", "b", "c", "d", "e"],
-        "data": {"calibration": "train.npz", "eval": "test.npz"},
-    }
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
-    return folder
+    return make_folder(tmp_path / "patterns")
 
 
 @needs_training
@@ -164,6 +114,11 @@ def test_a_plan_is_printed_and_nothing_done(edgeopt, folder):
         ),
         ({"stages": [{"distill": {}}]}, "stage 0 (distill) comes first: the teacher is the model itself"),
         ({"stages": [{"sparsify": {"ratio": 0.5}}, {"finetune": {}}]}, "would fill the zeros: set keep_zeros: true"),
+        (
+            {"stages": [{"finetune": {"sparsity": {"ratio": 0.5}}}, {"finetune": {}}]},
+            "comes after finetune with sparsity and would fill the zeros",
+        ),
+        ({"stages": [{"finetune": {"sparsity": {"ratoi": 0.5}}}]}, "sparsity.ratoi'; did you mean 'ratio'?"),
         ({"stages": [{"sparsify": {"ratio": 0.5}}, {"prune": {"macs": 0.5}}]}, "(prune) comes after sparsify"),
         ({"stages": [{"prune": {"mac": 0.5}}]}, "unknown option 'stages.0.prune.mac'; did you mean 'macs'?"),
         ({"stages": [{"purne": {"macs": 0.5}}]}, "unknown option 'stages.0.purne'; did you mean 'prune'?"),

@@ -239,6 +239,57 @@ def test_two_of_four(stages, net):
         stages.sparsify(net, SparsifyOptions(ratio=0.5, keep=("hed",)))
 
 
+def costs(network):
+    """A host on which time goes with the square root of the multiply-accumulates."""
+    from edgeopt.stages.prune import measure
+
+    return measure(network, IMAGE)["macs"] ** 0.5
+
+
+@pytest.mark.parametrize("more", [{}, {"macs": 0.3}])
+def test_a_budget_of_latency_is_met_by_what_was_timed(stages, net, more):
+    calls = []
+
+    def time(network, again):
+        calls.append(again)
+        return {"ratio": costs(network) / costs(net), "pairs": 9}
+
+    options = PruneOptions(latency=0.8, round_to=4, latency_tries=6, **more)
+    made = stages.prune(net, IMAGE, options, None, TASK, time=time)
+    told = made.record["latency"]
+    assert told["budget"] == 0.8 and told["measured"] <= 0.8 and told["measured"] == told["tried"][-1]["latency"]
+    assert len(told["tried"]) == len(calls) <= 7 and calls == [False] * (len(calls) - 1) + [True]
+    assert costs(made.network) / costs(net) == pytest.approx(told["measured"])
+    if more:
+        assert made.record["after"]["macs"] <= 0.3 * made.record["before"]["macs"]
+    else:
+        misses = [t["ratio"] for t in told["tried"] if t["latency"] > 0.8]
+        assert misses and max(misses) < made.record["ratio"], "no more than needed goes"
+
+
+def test_a_second_look_that_says_otherwise_takes_the_next(stages, net):
+    def certain(network, again):
+        return {"ratio": costs(network) / costs(net), "pairs": 9}
+
+    first = stages.prune(net, IMAGE, PruneOptions(latency=0.8, round_to=4), None, TASK, time=certain)
+    rejected = first.record["latency"]["measured"]
+
+    def doubting(network, again):
+        ratio = costs(network) / costs(net)
+        return {"ratio": 0.9 if again and ratio == rejected else ratio, "pairs": 9}
+
+    made = stages.prune(net, IMAGE, PruneOptions(latency=0.8, round_to=4), None, TASK, time=doubting)
+    assert made.record["latency"]["measured"] < rejected
+    assert next(t["latency"] for t in made.record["latency"]["tried"] if t["again"]) == 0.9
+
+
+def test_a_budget_of_latency_that_cannot_be_met(stages, net):
+    with pytest.raises(ConversionError, match=r"latency cannot fall to 0\.1 of the model's on this host in onnx"):
+        stages.prune(
+            net, IMAGE, PruneOptions(latency=0.1), None, TASK, time=lambda network, again: {"ratio": 0.5, "pairs": 5}
+        )
+
+
 def test_axes_of_views_are_told_apart(stages):
     assert stages.aligned((2, 16, 128), (2, 16, 4, 32)) == [([0], [0]), ([1], [1]), ([2], [2, 3])]
     assert stages.aligned((2, 4, 6, 8), (2, 24, 8)) == [([0], [0]), ([1, 2], [1]), ([3], [2])]

@@ -18,6 +18,7 @@ from edgeopt.pipeline import recipe_plan, run
 from edgeopt.report.stages import show_plan, show_stages
 from edgeopt.report.terminal import show_bundle
 from edgeopt.steps import Plan
+from edgeopt.tracking import Tracker
 
 
 @click.command("run")
@@ -29,6 +30,12 @@ from edgeopt.steps import Plan
     "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="That trains."
 )
 @click.option("--force", is_flag=True, help="Do every stage anew, whatever the cache holds.")
+@click.option(
+    "--track",
+    "tracker",
+    type=click.Choice(["mlflow"]),
+    help="Log the run there too, and register the model.  [store: MLFLOW_TRACKING_URI]",
+)
 @click.option("--trust-source", is_flag=True, help="Allow code that comes with the model's file to run.")
 @work_options
 @with_context
@@ -40,6 +47,7 @@ def command(
     dry_run: bool,
     device: str,
     force: bool,
+    tracker: Tracker | None,
     trust_source: bool,
     as_json: bool,
     context: Context,
@@ -66,7 +74,7 @@ def command(
             show_plan(document, Console())
         return 0
     out = output or Path(f"{recipe.resolve().parent.name}-bundle")
-    document = run(job, out, context)
+    document = run(job, out, context, tracker)
     display.close()
     if as_json:
         print_json(document)

@@ -66,10 +66,15 @@ class Preprocess(Settings):
 
 
 class CardData(Settings):
-    """Data for calibration and for evaluation: a path relative to the card, or a built-in name."""
+    """Data for calibration and for evaluation: a path relative to the card, or a built-in name.
+
+    Attributes:
+        slices: columns of the evaluation table that a recipe's run tells accuracy for, value by value.
+    """
 
     calibration: str | None = None
     eval: str | None = None
+    slices: tuple[str, ...] = ()
 
 
 class ModelCard(Settings):

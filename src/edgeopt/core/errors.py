@@ -94,6 +94,10 @@ class OutputError(EdgeoptError):
     """The output cannot be written: full disk, no permission, or a folder that holds something else."""
 
 
+class TrackingError(EdgeoptError):
+    """A run's record cannot be stored where experiments are kept."""
+
+
 class CancelledRunError(EdgeoptError):
     """The user or a signal stopped the run."""
 

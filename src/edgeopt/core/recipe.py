@@ -67,10 +67,13 @@ class RecipeData(Settings):
     Attributes:
         train: what training, pruning and calibration see; the card's calibration data.
         eval: what every stage is judged on; the card's evaluation data.
+        slices: columns of the evaluation table whose values accuracy is told for, before and after; the card's, else
+            all further columns of at most 20 values.
     """
 
     train: str | None = None
     eval: str | None = None
+    slices: tuple[str, ...] = ()
 
 
 class ExportOptions(Settings):
@@ -112,7 +115,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _order(self) -> Recipe:
-        sparse = False
+        sparse = ""
         for number, stage in enumerate(self.stages):
             place = f"stage {number} ({stage.kind})"
             if stage.kind == "quantize" and number != len(self.stages) - 1:
@@ -128,10 +131,14 @@ class Recipe(Settings):
                     "or name a teacher"
                 )
             if stage.kind in ("prune", "cut_depth") and sparse:
-                raise ValueError(f"{place} comes after sparsify: what it removes would undo the share of zeros")
-            if sparse and isinstance(options, (FinetuneOptions, DistillOptions)) and not options.keep_zeros:
-                raise ValueError(f"{place} comes after sparsify and would fill the zeros: set keep_zeros: true")
-            sparse = sparse or stage.kind == "sparsify"
+                raise ValueError(f"{place} comes after {sparse}: what it removes would undo the share of zeros")
+            training = options if isinstance(options, (FinetuneOptions, DistillOptions)) else None
+            if sparse and training is not None and not training.keep_zeros:
+                raise ValueError(f"{place} comes after {sparse} and would fill the zeros: set keep_zeros: true")
+            if stage.kind == "sparsify":
+                sparse = "sparsify"
+            elif training is not None and training.sparsity is not None:
+                sparse = f"{stage.kind} with sparsity"
         return self
 
     @property

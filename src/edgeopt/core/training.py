@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from edgeopt.core.pruning import GradualSparsity
 from edgeopt.core.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,6 +36,7 @@ class TrainingSettings(Settings):
         patience: evaluations without improvement after which training ends, the best weights kept; needs
             `evaluate_every`. The choice is made on the evaluation data, which are then no independent test.
         keep_zeros: weights that are exactly zero at the start stay zero, as sparse ones must.
+        sparsity: zeros that grow in number meanwhile.
         checkpoint_every: steps between two checkpoints.
     """
 
@@ -56,7 +58,16 @@ class TrainingSettings(Settings):
     evaluate_every: Count | None = None
     patience: Count | None = None
     keep_zeros: bool = False
+    sparsity: GradualSparsity | None = None
     checkpoint_every: Count = 100
+
+    @model_validator(mode="after")
+    def _sparse(self) -> TrainingSettings:
+        if self.sparsity is not None and self.patience is not None:
+            raise ValueError("patience would keep weights from before all zeros are there: leave it out with sparsity")
+        if self.sparsity is not None and self.sparsity.importance == "movement" and self.amp == "fp16":
+            raise ValueError("movement needs gradients in one scale, which fp16 changes: set amp to bf16 or fp32")
+        return self
 
     def total_steps(self, samples: int) -> int:
         """Return the optimizer's steps for so many training samples; at least one."""

@@ -125,6 +125,27 @@ class Changed:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """What a recipe's stages changed, before any file was made.
+
+    Attributes:
+        told: the samples that it was found on.
+        names: of the columns that `ClassDamage.drops` and `Group.accuracies` have.
+        hit_hardest, groups_hit_hardest: names, the hardest hit first.
+    """
+
+    told: str
+    names: tuple[str, ...]
+    classes: tuple[ClassDamage, ...]
+    class_count: int
+    groups: tuple[Group, ...]
+    hit_hardest: tuple[str, ...]
+    groups_hit_hardest: tuple[str, ...]
+    changed: tuple[Changed, ...]
+    changed_count: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """One layer, and what quantizing it alone costs."""
 
@@ -169,6 +190,7 @@ class BundleReport:
     groups: tuple[Group, ...]
     changed: tuple[Changed, ...]
     changed_count: int
+    stages: Damage | None
     sensitivities: tuple[Sensitivity, ...]
     gate: Document | None
     environment: tuple[tuple[str, str], ...]

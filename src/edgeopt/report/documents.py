@@ -9,19 +9,14 @@ from typing import Any
 from edgeopt.report.contents import (
     ArtifactRow,
     BundleReport,
-    Changed,
-    ClassDamage,
     Document,
-    Group,
     Interval,
     Latency,
     Sensitivity,
     Unit,
 )
-from edgeopt.report.evaluation_table import class_name
+from edgeopt.report.damage import evaluation_damage, stages_damage
 
-CHANGED = 24
-CLASSES = 15
 UNITS = 30
 
 
@@ -35,6 +30,7 @@ class Documents:
     benchmarks: Document | None = None
     gate: Document | None = None
     sensitivities: Sequence[Document] = field(default_factory=tuple)
+    answers: Document | None = None
     recipe: str | None = None
 
 
@@ -50,8 +46,7 @@ def bundle_report(documents: Documents) -> BundleReport:
     evaluated = _current(manifest, evaluation, notes)
     rows = tuple(_row(a, evaluated, documents.benchmarks) for a in manifest["artifacts"])
     names = tuple(r.name for r in rows)
-    classes, class_count = _classes(evaluated, names)
-    changed, count = _changed(evaluation, evaluated) if evaluation is not None else ((), 0)
+    classes, class_count, groups, changed, count = evaluation_damage(evaluation, evaluated, names)
     reference = (evaluation or {}).get("reference") or {}
     return BundleReport(
         name=str(model["name"]),
@@ -68,9 +63,10 @@ def bundle_report(documents: Documents) -> BundleReport:
         failures=tuple(f"{f['format']} {f['precision']}: {f['reason']}" for f in manifest.get("failures") or ()),
         classes=classes,
         class_count=class_count,
-        groups=_groups(evaluated, names),
+        groups=groups,
         changed=changed,
         changed_count=count,
+        stages=stages_damage(documents.answers),
         sensitivities=tuple(_sensitivity(d) for d in documents.sensitivities),
         gate=documents.gate,
         environment=_environment(manifest, documents.benchmarks),
@@ -160,62 +156,6 @@ def _latency(artifact: Document, benchmarks: Document | None) -> Latency | None:
 
 def _interval(record: Document) -> Interval:
     return Interval(float(record["value"]), record.get("low"), record.get("high"))
-
-
-def _classes(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[tuple[ClassDamage, ...], int]:
-    found: dict[str, dict[str, Document]] = {}
-    for name, entry in evaluated.items():
-        for row in (entry.get("against") or {}).get("per_class") or ():
-            found.setdefault(str(row["name"]), {})[name] = row
-    rows = []
-    for label, by_artifact in found.items():
-        first = next(iter(by_artifact.values()))
-        drops = tuple(by_artifact[n]["drop"] if n in by_artifact else None for n in names)
-        rows.append(ClassDamage(label, int(first["samples"]), float(first["reference"]), drops))
-    # Of classes that lost equally, the one that all artifacts together lost most.
-    rows.sort(key=lambda r: (-r.worst, -sum(d for d in r.drops if d)))
-    return tuple(r for r in rows if any(r.drops))[:CLASSES], len(rows)
-
-
-def _groups(evaluated: dict[str, Document], names: tuple[str, ...]) -> tuple[Group, ...]:
-    found: dict[tuple[str, str], dict[str, Document]] = {}
-    for name, entry in evaluated.items():
-        for row in entry.get("slices") or ():
-            found.setdefault((str(row["column"]), str(row["value"])), {})[name] = row
-    groups = []
-    for (column, value), rows in found.items():
-        first = next(iter(rows.values()))
-        accuracies = tuple(rows[n]["top1"] if n in rows else None for n in names)
-        groups.append(Group(column, value, int(first["samples"]), first["reference_top1"], accuracies))
-    return tuple(groups)
-
-
-def _changed(evaluation: Document, evaluated: dict[str, Document]) -> tuple[tuple[Changed, ...], int]:
-    """Return changed examples: those that most artifacts change first."""
-    labels = evaluation["model"].get("labels") or []
-    before = (evaluation.get("reference") or {}).get("answers")
-    by_index: dict[int, dict[int, list[str]]] = {}
-    for name, entry in evaluated.items():
-        for index in entry.get("changed") or ():
-            by_index.setdefault(int(index), {}).setdefault(int(entry["answers"][index]), []).append(name)
-    order = sorted(by_index, key=lambda i: (-sum(len(v) for v in by_index[i].values()), i))
-    pictures = evaluation.get("thumbnails") or {}
-    found = []
-    for index in order[:CHANGED]:
-        sample = evaluation["samples"][index]
-        picture = str(pictures.get(str(index)) or "")
-        answers = tuple((class_name(labels, told), tuple(by)) for told, by in sorted(by_index[index].items()))
-        found.append(
-            Changed(
-                id=str(sample["id"]),
-                label=None if sample["label"] is None else class_name(labels, int(sample["label"])),
-                before=class_name(labels, int(before[index])) if before is not None else "",
-                answers=answers,
-                text=sample.get("text"),
-                picture=picture if picture.startswith("data:image/png;base64,") else None,
-            )
-        )
-    return tuple(found), len(order)
 
 
 def _sensitivity(document: Document) -> Sensitivity:

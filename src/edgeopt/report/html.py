@@ -58,6 +58,7 @@ def _sections(bundle: BundleReport) -> tuple[tuple[str, str, bool], ...]:
         ("classes", "Damage per class", bool(bundle.class_count)),
         ("groups", "Groups", bool(bundle.groups)),
         ("changed", "Changed answers", bool(bundle.changed)),
+        ("stages", "Changed by the stages", bundle.stages is not None),
         ("sensitivity", "Sensitivity", bool(bundle.sensitivities)),
         ("parity", "Comparison", True),
         ("recipe", "Recipe and environment", True),

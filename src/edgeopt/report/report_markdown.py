@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeopt.report.contents import BundleReport, Report
+from edgeopt.report.contents import BundleReport, Damage, Report
 from edgeopt.report.markdown import plain, table
 from edgeopt.report.quantities import decibel, duration, points, share, size
 
@@ -45,7 +45,7 @@ def _bundle(bundle: BundleReport) -> list[str]:
     lines += [f"- ❌ not made: {plain(failure)}" for failure in bundle.failures]
     lines += [f"- {plain(note)}" for note in bundle.notes]
     lines += [""] if bundle.failures or bundle.notes else []
-    return [*lines, *_latency(bundle), *_damage(bundle), *_sensitivity(bundle), *_environment(bundle)]
+    return [*lines, *_latency(bundle), *_damage(bundle), *_stages(bundle), *_sensitivity(bundle), *_environment(bundle)]
 
 
 def _latency(bundle: BundleReport) -> list[str]:
@@ -74,11 +74,11 @@ def _latency(bundle: BundleReport) -> list[str]:
     ]
 
 
-def _damage(bundle: BundleReport) -> list[str]:
+def _damage(bundle: BundleReport | Damage, by: str = "") -> list[str]:
     lines: list[str] = []
     hit = [row for row in bundle.classes if row.worst > 0]
     if hit:
-        lines += ["### Damage per class", ""]
+        lines += [f"### Damage per class{by}", ""]
         lines += table(
             ("class", "samples", "original", *bundle.names),
             (
@@ -93,7 +93,7 @@ def _damage(bundle: BundleReport) -> list[str]:
             numbers=range(1, 3 + len(bundle.names)),
         )
     if bundle.groups:
-        lines += ["### Accuracy per group", ""]
+        lines += [f"### Accuracy per group{by}", ""]
         lines += table(
             ("group", "samples", "original", *bundle.names),
             (
@@ -108,14 +108,18 @@ def _damage(bundle: BundleReport) -> list[str]:
             numbers=range(1, 3 + len(bundle.names)),
         )
     if bundle.changed:
-        lines += ["### Changed answers", "", f"{bundle.changed_count} in all.", ""]
+        lines += [f"### Changed answers{by}", "", f"{bundle.changed_count} in all.", ""]
         for example in bundle.changed:
             label = f", label {example.label}" if example.label is not None else ""
             text = f" “{example.text}”" if example.text else ""
-            after = "; ".join(f"{told} ({', '.join(by)})" for told, by in example.answers)
+            after = "; ".join(f"{told} ({', '.join(names)})" for told, names in example.answers)
             lines.append(f"- {plain(f'sample {example.id}{text}{label}: {example.before} → {after}')}")
         lines.append("")
     return lines
+
+
+def _stages(bundle: BundleReport) -> list[str]:
+    return [] if bundle.stages is None else _damage(bundle.stages, " by the stages")
 
 
 def _sensitivity(bundle: BundleReport) -> list[str]:

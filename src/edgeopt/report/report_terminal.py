@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report.contents import BundleReport, Report
+from edgeopt.report.contents import BundleReport, Damage, Report
 from edgeopt.report.quantities import decibel, duration, points, share, size
 
 EXAMPLES = 8
@@ -22,6 +22,8 @@ def show_report(report: Report, console: Console) -> None:
         for told in (*bundle.failures, *bundle.notes):
             console.print(Text(f"note: {told}"), soft_wrap=True)
         _show_damage(bundle, console)
+        if bundle.stages is not None:
+            _show_damage(bundle.stages, console)
         for found in bundle.sensitivities:
             worst = ", ".join(f"{u.name} {decibel(u.alone_db)}" for u in found.units[:5])
             console.print(Text(f"most damage in {found.precision}: {worst}"), soft_wrap=True)
@@ -45,7 +47,7 @@ def _artifacts(bundle: BundleReport) -> Table:
     return table
 
 
-def _show_damage(bundle: BundleReport, console: Console) -> None:
+def _show_damage(bundle: BundleReport | Damage, console: Console) -> None:
     for row in bundle.classes:
         hit = [f"{n} {points(-d)}" for n, d in zip(bundle.names, row.drops, strict=True) if d is not None and d > 0]
         if hit:

@@ -20,6 +20,7 @@ from edgeopt.core.model import TensorSpec
 from edgeopt.core.pruning import PruneOptions
 from edgeopt.stages.prune_groups import Group, Structure
 from edgeopt.stages.prune_importance import Batch, score_groups
+from edgeopt.stages.prune_latency import Time, search_latency
 from edgeopt.training.evaluation import scores_classes
 from edgeopt.training.examples import Examples
 from edgeopt.training.network import examples as example_inputs
@@ -50,6 +51,7 @@ def prune(
     samples: Examples | None,
     task: str,
     seed: int = 0,
+    time: Time | None = None,
 ) -> Pruned:
     """Remove channels of a network; the given one stays as it is.
 
@@ -63,6 +65,7 @@ def prune(
         samples: for Taylor and activation importance.
         task: decides whether there are classes.
         seed: of the choice of samples.
+        time: times a file made of a network against one made of the given network, for a budget of latency.
 
     Raises:
         ConversionError: the budget cannot be met, or nothing can be pruned.
@@ -89,23 +92,27 @@ def prune(
         made = structure.pruned({g.name: _chosen(g, scores, free, ratio, options) for g in free})
         return made, measure(made, inputs)
 
-    if not limits:
+    timed: dict[str, Any] = {}
+    if limits:
+        ratio, made, counts = _search(at, limits, whole, options)
+    else:
         ratio = options.ratio or 0.0
         made, counts = at(ratio)
-    else:
-        ratio, made, counts = _search(at, limits, whole, options)
+    if options.latency is not None:
+        assert time is not None
+        found, tried = search_latency(at, time, ratio, options)
+        ratio, made, counts = found.ratio, found.network, found.counts
+        timed["latency"] = {"budget": options.latency, "measured": found.latency, "tried": tried}
     changed = {g.name: [g.channels, _left(made, g.name)] for g in free}
-    return Pruned(
-        made,
-        {
-            "before": whole,
-            "after": counts,
-            "ratio": round(ratio, 4),
-            "importance": options.importance,
-            "channels": {name: pair for name, pair in changed.items() if pair[0] != pair[1]},
-            "left_alone": {g.name: g.fixed for g in groups if g.fixed},
-        },
-    )
+    record = {
+        "before": whole,
+        "after": counts,
+        "ratio": round(ratio, 4),
+        "importance": options.importance,
+        "channels": {name: pair for name, pair in changed.items() if pair[0] != pair[1]},
+        "left_alone": {g.name: g.fixed for g in groups if g.fixed},
+    }
+    return Pruned(made, record | timed)
 
 
 def measure(network: GraphModule, inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
@@ -156,7 +163,7 @@ def _chosen(
     named = [options.layers[m.layer] for m in group.members if m.side == "out" and m.layer in options.layers]
     if named:
         going = most = max(named)
-    elif not options.budgets and options.ratio is None:
+    elif not options.budgets and options.latency is None and options.ratio is None:
         return []
     elif options.scope == "per-layer":
         going = ratio

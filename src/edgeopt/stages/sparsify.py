@@ -11,13 +11,11 @@ import zlib
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import GraphModule
 
-from edgeopt.core.errors import UsageError, did_you_mean
-from edgeopt.core.pruning import SparsifyOptions
+from edgeopt.core.pruning import GradualSparsity, SparsifyOptions
+from edgeopt.training.sparsity import pattern_mask, sparse_layers
 
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 GAIN = (
     "files keep their size and runtimes their speed: ONNX, LiteRT, Core ML and ExecuTorch files made here store zeros "
     "like any weight; what is gained is how far the file compresses (deflate) on its way to the device"
@@ -31,21 +29,13 @@ def sparsify(network: GraphModule, options: SparsifyOptions) -> tuple[GraphModul
         UsageError: an unknown layer is to be kept.
     """
     made = copy.deepcopy(network)
-    layers = {n: m for n, m in made.named_modules() if isinstance(m, KINDS)}
-    for name in options.keep:
-        if name not in layers:
-            raise UsageError(f"sparsify: no layer {name!r}{did_you_mean(name, layers)}")
-    before = _compressed(layers)
-    chosen = {n: m for n, m in layers.items() if n not in options.keep}
-    dense: list[str] = []
+    chosen = sparse_layers(made, options.keep, "sparsify")
     with torch.no_grad():
         if options.pattern is not None:
             keep, every = (int(p) for p in options.pattern.split(":"))
-            for name, layer in chosen.items():
-                if layer.weight.shape[1] % every:
-                    dense.append(name)
-                else:
-                    layer.weight.mul_(_pattern(layer.weight, keep, every))
+            for layer in chosen.values():
+                if layer.weight.shape[1] % every == 0:
+                    layer.weight.mul_(pattern_mask(layer.weight.abs(), keep, every))
         else:
             assert options.ratio is not None
             sizes = torch.cat([m.weight.abs().flatten() for m in chosen.values()])
@@ -53,25 +43,37 @@ def sparsify(network: GraphModule, options: SparsifyOptions) -> tuple[GraphModul
             threshold = sizes.kthvalue(count).values if count else sizes.new_tensor(-1.0)
             for layer in chosen.values():
                 layer.weight.mul_(layer.weight.abs() > threshold)
+    return made, sparsity_record(made, compressed_bytes(network), options)
+
+
+def sparsity_record(
+    network: GraphModule, compressed_before: int, options: SparsifyOptions | GradualSparsity
+) -> dict[str, Any]:
+    """Return how many zeros a network's layers hold, and what they gain.
+
+    Args:
+        network: that has them.
+        compressed_before: `compressed_bytes` before there were any.
+        options: that asked for them.
+    """
+    layers = sparse_layers(network, (), "sparsify")
     total = sum(m.weight.numel() for m in layers.values())
     zeros = sum(int((m.weight == 0).sum()) for m in layers.values())
-    return made, {
+    dense: dict[str, str] = {}
+    if options.pattern is not None:
+        every = int(options.pattern.split(":")[1])
+        odd = [n for n, m in layers.items() if n not in options.keep and m.weight.shape[1] % every]
+        dense = dict.fromkeys(odd, f"its input channels are no multiple of {every}")
+    return {
         "zeros": round(zeros / total, 6),
         "weights": total,
-        "deflated_bytes": [before, _compressed(layers)],
+        "deflated_bytes": [compressed_before, compressed_bytes(network)],
         "gain": GAIN,
-        "left_dense": dict.fromkeys(dense, f"its input channels are no multiple of {every}") if dense else {},
+        "left_dense": dense,
     }
 
 
-def _pattern(weight: torch.Tensor, keep: int, every: int) -> torch.Tensor:
-    """Return ones where a weight stays, of shape [out, in, ...]; groups run along the input channels."""
-    last = weight.abs().movedim(1, -1)
-    groups = last.reshape(*last.shape[:-1], -1, every)
-    order = groups.argsort(stable=True, dim=-1, descending=True)
-    mask = torch.zeros_like(groups).scatter_(-1, order[..., :keep], 1.0)
-    return mask.reshape(last.shape).movedim(-1, 1)
-
-
-def _compressed(layers: dict[str, Any]) -> int:
+def compressed_bytes(network: GraphModule) -> int:
+    """Return the deflated size of the weights of all layers that may be sparse."""
+    layers = sparse_layers(network, (), "sparsify")
     return sum(len(zlib.compress(m.weight.detach().contiguous().numpy().tobytes(), 6)) for m in layers.values())

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from edgeopt import plugins
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import UsageError, did_you_mean
 from edgeopt.core.model import Model, TensorSpec
 from edgeopt.core.pruning import PruneOptions, SparsifyOptions
 from edgeopt.core.training import CutDepthOptions, DistillOptions, FinetuneOptions, TrainingSettings
 from edgeopt.data import open_data
+from edgeopt.scratch import ScratchFolder
 from edgeopt.sources.request import understand
 from edgeopt.sources.torchvision_ops import import_torchvision
 from edgeopt.tasks.prepare import labels_of, load
@@ -29,18 +30,32 @@ CHANGED_LISTED = 50
 
 
 def open_recipe(
-    *, source: str, arch: str | None, trust: bool, shapes: list[list[int]], train: str | None, evaluation: str | None
+    *,
+    source: str,
+    arch: str | None,
+    trust: bool,
+    shapes: list[list[int]],
+    train: str | None,
+    evaluation: str | None,
+    slices: list[str],
 ) -> Record:
     """Load a model and open its data; returns what both are, which decides whether anything is new.
 
     Raises:
-        UsageError: there is no evaluation data.
+        UsageError: there is no evaluation data, or it has no column to slice by of such a name.
     """
     report("loading")
     model, base = _load(source, arch, trust, shapes)
     train, evaluation = _names(model, train, evaluation)
     card = model.card
     labels = labels_of(card, base)
+    slices = slices or list(card.data.slices)
+    if slices:
+        columns = open_data(evaluation, card, model.inputs, base)[0].slices
+        for column in slices:
+            if column not in columns:
+                told = did_you_mean(column, columns) if columns else ": it has no further columns"
+                raise UsageError(f"data.slices: {evaluation} has no column {column!r}{told}")
     card_text = card.model_copy(update={"labels": tuple(labels) if labels else None}).model_dump(mode="json")
     return {
         "name": model.name,
@@ -50,6 +65,7 @@ def open_recipe(
         "card": card_text,
         "folder": str(base),
         "inputs": [s.to_json() for s in model.inputs],
+        "slices": slices,
         "parameters": sum({id(p): p.numel() for p in model.module.parameters()}.values()),
         "data": {
             kind: {"source": name, "samples": len(data), "fingerprint": data.fingerprint()}
@@ -169,7 +185,18 @@ def _prune(network: Any, options: Record, specs: Any, task: str, data: Path, see
     from edgeopt.stages.prune import prune
     from edgeopt.training.examples import Examples
 
-    made = prune(network, specs, PruneOptions(**options), Examples.read(data / "train", specs), task, seed)
+    chosen = PruneOptions(**options)
+    samples = Examples.read(data / "train", specs)
+    if chosen.latency is None:
+        made = prune(network, specs, chosen, samples, task, seed)
+        return made.network, {"pruned": made.record}
+    from edgeopt.tasks.prune_speed import SpeedOfFiles
+
+    with ScratchFolder("edgeopt-timed-", data.parent) as folder:
+        report(f"exporting the model to {chosen.latency_format}")
+        speed = SpeedOfFiles(network, specs, chosen.latency_format, data / "train", folder / "files")
+        made = prune(network, specs, chosen, samples, task, seed, speed)
+        made.record["latency"] |= speed.record()
     return made.network, {"pruned": made.record}
 
 
@@ -241,6 +268,7 @@ def _fit(
     device: str,
     checkpoint: Path,
 ) -> Record:
+    from edgeopt.stages.sparsify import compressed_bytes, sparsity_record
     from edgeopt.training.evaluation import evaluate
     from edgeopt.training.examples import Examples
     from edgeopt.training.loop import fit
@@ -253,6 +281,7 @@ def _fit(
             raise UsageError("evaluate_every: this task has no metric without labels")
         return found
 
+    before = compressed_bytes(objective.student) if settings.sparsity is not None else 0
     fitted = fit(
         objective,
         train,
@@ -263,7 +292,10 @@ def _fit(
         checkpoint=checkpoint,
         evaluate=metric,
     )
-    return {"training": asdict(fitted)}
+    record: Record = {"training": asdict(fitted)}
+    if settings.sparsity is not None:
+        record["sparsified"] = sparsity_record(objective.student, before, settings.sparsity)
+    return record
 
 
 def _load(source: str, arch: str | None, trust: bool, shapes: list[list[int]]) -> tuple[Model, Path]:

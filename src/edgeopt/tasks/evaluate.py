@@ -70,13 +70,13 @@ def thumbnails(
         inputs: the model's.
         preprocess: what made the inputs; it is undone.
         indices: of the samples.
-        folder: that holds `inputs/`.
+        folder: that they are stored in.
     """
     spec = TensorSpec.from_json(inputs[0])
     if len(spec.shape) != 4 or len(inputs) != 1:
         return {}
     settings = parse(Preprocess, preprocess, "preprocess")
-    stored = np.load(array_file(Path(folder) / "inputs", spec.name), mmap_mode="r")
+    stored = np.load(array_file(Path(folder), spec.name), mmap_mode="r")
     found = {}
     for index in indices:
         image = np.array(stored[index // spec.shape[0], index % spec.shape[0]], np.float64)

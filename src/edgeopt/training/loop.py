@@ -26,6 +26,7 @@ from edgeopt.training.examples import Examples, indices_of_step
 from edgeopt.training.network import has_open_batch, move, set_training
 from edgeopt.training.objectives import Objective
 from edgeopt.training.schedules import rate_at
+from edgeopt.training.sparsity import GrowingZeros
 from edgeopt.worker import report
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -136,6 +137,9 @@ class _Run:
             self.wrapped, self.optimizer = self.fabric.setup(objective, optimizer)
         objective.place(self.fabric.device)
         self.zeros = _zeros(objective) if settings.keep_zeros else []
+        self.growing = None
+        if settings.sparsity is not None:
+            self.growing = GrowingZeros(objective.student, settings.sparsity, self.total)
         self.average = copy.deepcopy(objective.student.state_dict()) if settings.ema else None
 
     def train(self, checkpoint: Path | None, started: float) -> None:
@@ -162,6 +166,8 @@ class _Run:
             student.load_state_dict(state.kept)
         elif self.average is not None:
             student.load_state_dict(self.average)
+        if self.growing is not None:
+            self.growing.set_zeros()
         move(student, torch.device("cpu"))
         set_training(student, False)
         recent = state.losses[-max(1, len(state.losses) // 10) :]
@@ -185,6 +191,8 @@ class _Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
         self.average = saved["average"]
+        if self.growing is not None:
+            self.growing.load(saved["growing"])
         state = {name: saved[name] for name in ("done", "best", "waited", "stopped", "kept", "losses")}
         self.state = _State(**state)
 
@@ -202,6 +210,8 @@ class _Run:
         if not bool(torch.isfinite(loss)):
             raise ConversionError(f"training diverged at step {step + 1}: lower learning_rate")
         self.fabric.backward(loss)
+        if self.growing is not None:
+            self.growing.before_update()
         if settings.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
@@ -210,6 +220,8 @@ class _Run:
         with torch.no_grad():
             for parameter, zero in self.zeros:
                 parameter.masked_fill_(zero, 0.0)
+        if self.growing is not None:
+            self.growing.after_update(step)
         self.state.losses.append(float(loss.detach()))
         if self.average is not None:
             _follow(self.average, self.objective.student.state_dict(), settings.ema, step)
@@ -220,6 +232,8 @@ class _Run:
         own = copy.deepcopy(student.state_dict()) if self.average is not None else None
         if self.average is not None:
             student.load_state_dict(self.average)
+            if self.growing is not None:
+                self.growing.set_zeros()
         set_training(student, False)
         value = self.evaluate()
         state = self.state
@@ -240,6 +254,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "average": self.average,
+            "growing": None if self.growing is None else self.growing.state(),
             **vars(self.state),
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,66 @@
+"""`edgeopt run` on an ONNX model, and with a teacher that is another model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import yaml
+from recipe_folder import EXPORT, make_folder, needs_training, write_recipe
+
+DISTILL = {"steps": 80, "batch_size": 20, "learning_rate": 0.01, "label_share": 0.9}
+STAGES = [{"prune": {"ratio": 0.25, "round_to": 4}}, {"distill": DISTILL}]
+TEACHER = """
+import numpy as np
+import torch
+from torch import nn
+
+def build():
+    known = np.random.default_rng(0).standard_normal((5, 1, 8, 8))  # what the data are made of
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5, bias=False))
+    net[1].weight = nn.Parameter(torch.tensor(known.reshape(5, 64), dtype=torch.float32) / 8)
+    return net
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "patterns")
+
+
+def card_of(folder, name, **changes):
+    card = yaml.safe_load((folder / "card.yaml").read_text()) | changes
+    (folder / name).write_text(yaml.safe_dump(card))
+    return name
+
+
+def check(ran):
+    assert ran.code == 0, ran.err
+    before, pruned, distilled = ran.json["stages"]
+    assert pruned["counts"]["macs"] < before["counts"]["macs"] and pruned["pruned"]["channels"]
+    assert distilled["evaluation"]["top1"] > max(0.6, before["evaluation"]["top1"])
+    (artifact,) = ran.json["artifacts"]
+    assert artifact["parity"]["passed"] and artifact["metrics"]["top1"] > 0.6
+
+
+@needs_training
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="needs onnxruntime")
+def test_an_onnx_model_is_pruned_and_distilled(fresh_edgeopt, folder, tmp_path):
+    made = fresh_edgeopt("convert", folder / "card.yaml", "--to", "onnx", "-o", tmp_path / "made", "--json")
+    assert made.code == 0, made.err
+    (tmp_path / "made" / made.json["artifacts"][0]["path"]).rename(folder / "net.onnx")
+    recipe = write_recipe(folder, model=card_of(folder, "onnx.yaml", source="net.onnx"), stages=STAGES)
+    check(fresh_edgeopt("run", recipe, "-o", tmp_path / "out", "--json", "--jobs", "1"))
+
+
+@needs_training
+def test_a_teacher_that_is_another_model(fresh_edgeopt, folder, tmp_path):
+    (folder / "teacher.py").write_text(TEACHER)
+    teacher = card_of(folder, "teacher.yaml", source="teacher.py:build")
+    stages = [{"distill": DISTILL | {"label_share": 0.0, "temperature": 2.0, "teacher": teacher}}]
+    recipe = write_recipe(folder, stages=stages, export=EXPORT)
+    ran = fresh_edgeopt("run", recipe, "-o", tmp_path / "out", "--json", "--jobs", "1")
+    assert ran.code == 0, ran.err
+    before, after = (s["evaluation"]["top1"] for s in ran.json["stages"])
+    assert after > max(0.6, before + 0.2), "no label was learned from: what it knows is the teacher's"
