@@ -14,7 +14,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch.fx import GraphModule, Node
 
-from edgeopt.exporters.litert_graph import LitertGraph, Operator
+from edgeopt.exporters.litert_graph import FLOAT32, LitertGraph, Operator
 
 Range = tuple[float, float]
 
@@ -27,6 +27,10 @@ EXACT_MOVERS = frozenset(
         "GATHER_ND", "UNPACK", "SPACE_TO_DEPTH", "MAX_POOL_2D", "RESIZE_NEAREST_NEIGHBOR",
     }
 )  # fmt: skip
+# Of the operators whose bias is stored in 32 bits: the weight's axis of output channels.
+CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": -1, "FULLY_CONNECTED": 0}
+MOST_BIAS_STEPS = 2.0**30
+MOST_ROOM = 16.0
 MOVERS = EXACT_MOVERS | {"AVERAGE_POOL_2D", "RESIZE_BILINEAR"}
 
 
@@ -180,3 +184,31 @@ class _Watch(torch.fx.Interpreter):
             values = result.detach().numpy()
             self.nodes.setdefault(n.name, _Seen(values.size)).add(values)
         return result
+
+
+def make_room_for_biases(graph: LitertGraph, placed: Placement) -> tuple[str, ...]:
+    """Widen the ranges of inputs whose scale is so fine that a bias would overflow its 32-bit integer.
+
+    A bias is stored in steps of the input's scale times the weight's. A constant that the converter adds to the bias
+    (the 3 of a hard sigmoid behind squeeze and excitation) can be billions of such steps.
+
+    Returns:
+        Names of the tensors that were widened, at most `MOST_ROOM` times.
+    """
+    widened = []
+    for op in graph.operators:
+        if op.kind not in CHANNEL_AXIS or len(op.inputs) < 3 or op.inputs[0] not in placed.ranges:
+            continue
+        source, weight, bias = op.inputs[:3]
+        if bias < 0 or not all(graph.is_constant(i) and graph.tensors[i].type == FLOAT32 for i in (weight, bias)):
+            continue
+        values = np.moveaxis(graph.floats(weight), CHANNEL_AXIS[op.kind], 0)
+        scale = np.abs(values.reshape(len(values), -1)).max(1).astype(np.float64) / 127
+        low, high = placed.ranges[source]
+        step = np.maximum(scale * (high - low) / 255, 1e-30)
+        steps = float((np.abs(graph.floats(bias).ravel()) / step)[scale > 0].max(initial=0))
+        if steps > MOST_BIAS_STEPS:
+            factor = min(steps / MOST_BIAS_STEPS, MOST_ROOM)
+            placed.ranges[source] = (low * factor, high * factor)
+            widened.append(graph.name(source))
+    return tuple(widened)

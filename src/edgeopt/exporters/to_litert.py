@@ -131,6 +131,8 @@ def _static(
     if placed.estimated:
         notes.append(f"{len(placed.estimated)} tensors between layers have the range of {SAMPLES_TO_MATCH} samples")
     graph.rename(placed.names | _boundary_names(graph))
+    if activation_bits == 8 and (widened := litert_ranges.make_room_for_biases(graph, placed)):
+        notes.append(f"{len(widened)} tensors have a wider range so that biases fit 32 bits: {', '.join(widened[:3])}")
     ranges = {
         graph.name(i): {
             "min": np.float32(low).reshape(_ones(graph, i)),
