@@ -29,8 +29,8 @@ BUILD = ROOT / "build" / "compression"
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 Document = dict[str, Any]
 
-EPOCHS = 12
-SHORT_EPOCHS = 4
+EPOCHS = 8
+SHORT_EPOCHS = 2
 SEEDS = (0, 1, 2)
 
 

@@ -61,7 +61,7 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    r"""Perform RECIPE (recipe.yaml) and write a bundle of verified files.
+    """Perform RECIPE (recipe.yaml) and write a bundle of verified files.
 
     A run that was stopped goes on where it was when the same command is given again: finished stages come from the
     cache, and a stage that trains goes on from its last checkpoint.
@@ -69,7 +69,7 @@ def command(
     \b
     edgeopt run models/mnist-mobilenet/recipe.yaml -o out
     edgeopt run recipe.yaml -o out --set stages.0.prune.macs=0.4 --dry-run
-    """
+    """  # noqa: D301 - click wants the character itself
     read = read_recipe(recipe, changes)
     what = recipe_plan(read, load_target(read.export.target) if read.export.target else None)
     job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force, devices)
