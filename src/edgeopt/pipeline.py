@@ -100,7 +100,7 @@ def run(job: RecipeRun, out: Path, context: Context, tracker: Tracker | None = N
         keep_beside(work.folder, bundle)
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
-        add_gains(work, artifacts, made, what, bundle)
+        add_gains(work, artifacts, made, what, bundle, prepared)
         seconds = round(time.monotonic() - started, 2)
         damage = stages_damage(made)
         keep_answers(work, made, damage, bundle)

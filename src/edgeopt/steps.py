@@ -262,11 +262,19 @@ def predict(
 
 
 def compare_speed(
-    work: Workshop, worker: Worker, name: str, form: Format, path: Path, against: Path, prepared: Document
+    work: Workshop,
+    worker: Worker,
+    name: str,
+    form: Format,
+    path: Path,
+    against: Path,
+    prepared: Document,
+    against_form: Format | None = None,
 ) -> Document:
-    """Time an artifact against another of its format, in turns in one process."""
+    """Time an artifact against another, of its own format where none is named, in turns in one process."""
     arguments = {
         "runtime": form.runtime,
+        "against_runtime": (against_form or form).runtime,
         "artifact": str(path),
         "against": str(against),
         "inputs": prepared["model"]["inputs"],
