@@ -55,6 +55,25 @@ def test_a_budget_is_met_by_every_measure(stages, net, train_set, importance, sc
     assert made.network.get_submodule("deep.0").groups == made.network.get_submodule("wide.0").out_channels
 
 
+def test_a_channel_costs_what_pruning_it_saves(stages, parts, net):
+    from edgeopt.stages.prune_cost import unit_costs
+    from edgeopt.stages.prune_groups import Structure
+
+    structure = Structure(net, IMAGE)
+    free = [g for g in structure.find(set(), True) if not g.fixed]
+    assert len(free) > 1
+    before = stages.measure(net, IMAGE)
+    for kind in ("macs", "params"):
+        told = unit_costs(net, IMAGE, free, kind)
+        saved = {}
+        for group in free:
+            made = structure.pruned({group.name: group.units[0].tolist()})
+            saved[group.name] = before[kind] - stages.measure(made, IMAGE)[kind]
+        mean = sum(saved.values()) / len(saved)
+        for name, cost in told.items():
+            assert cost == pytest.approx(saved[name] / mean, rel=0.25), f"{kind} of {name}"
+
+
 @pytest.mark.parametrize(("budget", "value"), [("params", 0.5), ("size", 0.5), ("params", 900.0)])
 def test_other_budgets_as_share_or_count(stages, net, budget, value):
     options = PruneOptions(**{budget: value}, round_to=1, max_ratio=0.95)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgeopt.core.errors import ConversionError, UsageError, did_you_mean
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.pruning import PruneOptions
+from edgeopt.stages.prune_cost import unit_costs
 from edgeopt.stages.prune_groups import Group, Structure
 from edgeopt.stages.prune_importance import Batch, score_groups
 from edgeopt.stages.prune_latency import Time, search_latency
@@ -85,6 +86,11 @@ def prune(
     scores = score_groups(
         network, free, options.importance, lambda: _batches(samples, options.samples, seed), _loss_of(task)
     )
+    if options.importance == "taylor" and options.scope == "global":
+        costs = unit_costs(
+            network, inputs, free, "params" if options.macs is None and options.latency is None else "macs"
+        )
+        scores = {name: worth / costs[name] for name, worth in scores.items()}
     whole = measure(network, inputs)
     limits = {n: v * whole[n] if v <= 1 else v for n, v in options.budgets.items()}
 
