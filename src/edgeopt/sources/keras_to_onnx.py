@@ -104,8 +104,9 @@ def _load(path: Path, kind: str, folder: Path, trust: bool) -> Callable:
 
 
 def _keras_model(model: Any, path: Path) -> Callable:
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None or not getattr(model, "inputs", None):
+    graph = getattr(model, "_functional", None) or model  # a Sequential model keeps its graph in another
+    structure = getattr(graph, "_inputs_struct", None)
+    if structure is None or not getattr(graph, "inputs", None):
         raise SourceError(f"{path}: the model does not tell its inputs; build it with an Input layer and save it again")
     tensors = keras.tree.flatten(structure)
 
@@ -115,8 +116,8 @@ def _keras_model(model: Any, path: Path) -> Callable:
 
     names = [str(t.name).partition(":")[0] for t in tensors]
     inputs = tuple((n, tuple(t.shape), str(t.dtype)) for n, t in zip(names, tensors, strict=True))
-    outputs = [str(n) for n in getattr(model, "output_names", ())]
-    count = len(keras.tree.flatten(model.outputs))
+    outputs = [str(n) for n in getattr(graph, "output_names", ())]
+    count = len(keras.tree.flatten(graph.outputs))
     return Callable(function, inputs, tuple(outputs) if len(outputs) == count else ())
 
 
