@@ -107,7 +107,9 @@ sequential = {
     "layer": keras.Sequential(layers([L.InputLayer(shape=(8, 7, 3), name="picture")])),
     "added": keras.Sequential(),
     "built": keras.Sequential(layers([])),
-    "nested": keras.Sequential([keras.Input((6, 5, 3), name="picture"), backbone, L.Flatten(), L.Dense(3, name="scores")]),
+    "nested": keras.Sequential(
+        [keras.Input((6, 5, 3), name="picture"), backbone, L.Flatten(), L.Dense(3, name="scores")]
+    ),
     "shape": keras.Sequential([L.Conv2D(4, 3, input_shape=(8, 7, 3)), L.Flatten(), L.Dense(3, name="scores")]),
 }
 for layer in layers([keras.Input((8, 7, 3), name="picture")]):
