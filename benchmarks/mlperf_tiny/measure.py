@@ -4,7 +4,8 @@
     python benchmarks/mlperf_tiny/measure.py --only kws     # what holds this in its name
 
 ResNet-8 is calibrated on CIFAR-10's training images and scored on 2,000 of its test images. The other two have no data
-here: they are compared with their float originals on sounds of our own (`sounds.py`), which tells agreement, not accuracy.
+here: they are compared with their float originals on sounds of our own (`sounds.py`), which tells agreement, not
+accuracy.
 
 One `edgeopt convert` per model and format, each named before it runs and kept under `build/mlperf_tiny`: a run that was
 stopped goes on where it was, and a case is repeated when its card, edgeopt's code or a tool's version changed.
@@ -129,10 +130,10 @@ def table(results: Document) -> str:
     lines = [
         "# MLPerf Tiny",
         "",
-        "`python benchmarks/mlperf_tiny/measure.py`. SNR is against the float original in Keras' weights, run by PyTorch;",
-        "sizes are of the files. ResNet-8 is scored on 2,000 test images of CIFAR-10, stored as lossy JPEG, on which its",
-        "published accuracy is not reached. Keyword spotting and the autoencoder have no data here: 500 seeded sounds",
-        "of our own (`sounds.py`) show agreement with float, and nothing of accuracy or AUC.",
+        "`python benchmarks/mlperf_tiny/measure.py`. SNR is against the float original as PyTorch computes it. ResNet-8",
+        "is scored on 2,000 test images of CIFAR-10, stored as lossy JPEG, on which its published accuracy is not reached.",
+        "Keyword spotting and the autoencoder have no data here: 500 seeded sounds of our own (`sounds.py`) show",
+        "agreement with float, and nothing of accuracy or AUC.",
         "",
         "| model | format | precision | size (KiB) | SNR (dB) | agreement | top-1 | against float |",
         "|---|---|---|---:|---:|---:|---:|---:|",
@@ -148,9 +149,14 @@ def table(results: Document) -> str:
                       f"{100 * told['top1']:.2f} %, {drop:+.2f} points."]  # fmt: skip
     scored = [e for form in results.get("autoencoder", {}).values() for e in form if "anomaly" in e]
     if scored:
-        lines += ["", "The autoencoder tells an anomaly by its error of reconstruction. Error of int8 against that of fp32 in "
-                      "the same format, over the 500 sounds:", "",
-                  "| format | rank correlation | median change |", "|---|---:|---:|"]  # fmt: skip
+        lines += [
+            "",
+            "The autoencoder tells an anomaly by its error of reconstruction. Error of int8 against that of fp32 in the same",
+            "format, over the 500 sounds:",
+            "",
+            "| format | rank correlation | median change |",
+            "|---|---:|---:|",
+        ]
         for form, entries in results["autoencoder"].items():
             for entry in entries:
                 if "anomaly" in entry:
