@@ -130,8 +130,8 @@ def table(results: Document) -> str:
     lines = [
         "# MLPerf Tiny",
         "",
-        "`python benchmarks/mlperf_tiny/measure.py`. SNR is against the float original as PyTorch computes it. ResNet-8",
-        "is scored on 2,000 test images of CIFAR-10, stored as lossy JPEG, on which its published accuracy is not reached.",
+        "`python benchmarks/mlperf_tiny/measure.py`. SNR is against the float original as PyTorch computes it.",
+        "ResNet-8 is scored on 2,000 test images of CIFAR-10, stored as lossy JPEG: its published accuracy is not reached.",
         "Keyword spotting and the autoencoder have no data here: 500 seeded sounds of our own (`sounds.py`) show",
         "agreement with float, and nothing of accuracy or AUC.",
         "",
@@ -151,8 +151,8 @@ def table(results: Document) -> str:
     if scored:
         lines += [
             "",
-            "The autoencoder tells an anomaly by its error of reconstruction. Error of int8 against that of fp32 in the same",
-            "format, over the 500 sounds:",
+            "The autoencoder tells an anomaly by its error of reconstruction. Error of int8 against that of fp32 in",
+            "the same format, over the 500 sounds:",
             "",
             "| format | rank correlation | median change |",
             "|---|---:|---:|",
