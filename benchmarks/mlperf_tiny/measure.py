@@ -131,7 +131,7 @@ def table(results: Document) -> str:
         "# MLPerf Tiny",
         "",
         "`python benchmarks/mlperf_tiny/measure.py`. SNR is against the float original as PyTorch computes it.",
-        "ResNet-8 is scored on 2,000 test images of CIFAR-10, stored as lossy JPEG: it falls short of its published 87 %.",
+        "ResNet-8 is scored on 2,000 test images of CIFAR-10 from lossy JPEG, short of its published accuracy.",
         "Keyword spotting and the autoencoder have no data here: 500 seeded sounds of our own (`sounds.py`) show",
         "agreement with float, and nothing of accuracy or AUC.",
         "",
