@@ -46,7 +46,7 @@ detection: {confidence: 0.2, iou: 0.5, max_detections: 20}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A detector, and grey images with a white square in the middle and its box as COCO."""
+    """A detector, and grey images with a white square in the middle and a box of each class as COCO."""
     folder = tmp_path_factory.mktemp("nms")
     (folder / "model.py").write_text(f"import torch\nfrom torch import nn\n\n{DETECTOR}")
     (folder / "card.yaml").write_text(CARD)
@@ -56,8 +56,10 @@ def place(tmp_path_factory) -> Path:
         image[16:48, 16:48] = 255
         cv2.imwrite(str(folder / "images" / f"{index}.png"), image)
     images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(3)]
-    boxes = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 48, 48], "iscrowd": 0} for i in range(3)]
-    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
+    of = {"bbox": [10, 10, 54, 54], "iscrowd": 0}
+    boxes = [{"id": 2 * i + k, "image_id": i, "category_id": k} | of for i in range(3) for k in (1, 2)]
+    kinds = [{"id": 1, "name": "square"}, {"id": 2, "name": "circle"}]
+    document = {"images": images, "annotations": boxes, "categories": kinds}
     (folder / "coco.json").write_text(json.dumps(document))
     return folder
 
@@ -65,10 +67,9 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(edgeopt, place) -> Path:
     data = ("--data", place / "coco.json") if find_spec("pycocotools") else ()
-    for name, options in (("raw", ()), ("out", ("--nms", "--detection", "iou=0.4"))):
-        ran = edgeopt(
-            "convert", place / "card.yaml", "--to", "onnx", "--no-speed", *data, *options, "-q", "-o", place / name
-        )
+    for name, options in (("raw", ()), ("out", ("--nms",))):
+        options += ("--detection", "iou=0.4", "--no-speed", "-q", "-o", place / name)
+        ran = edgeopt("convert", place / "card.yaml", "--to", "onnx", *data, *options)
         assert ran.code == 0, ran.out + ran.err
     return place / "out"
 
@@ -90,10 +91,7 @@ def test_the_manifest_tells_what_is_inside(bundle):
 
 def test_predict_finds_the_same_in_both_files(edgeopt, bundle, place, tmp_path):
     inside = next(bundle.glob("*.onnx"))
-    ran = edgeopt("convert", place / "card.yaml", "--to", "onnx", "--no-speed", "--detection", "iou=0.4", "-q",
-                  "-o", tmp_path / "same")  # fmt: skip
-    assert ran.code == 0, ran.err
-    behind = next((tmp_path / "same").glob("*.onnx"))
+    behind = next((place / "raw").glob("*.onnx"))
     ran = edgeopt("predict", inside, place / "images", "--against", behind, "-o", tmp_path / "p", "--json", "-q")
     assert ran.code == 0, ran.err
     for prediction in ran.json["predictions"]:
@@ -123,14 +121,10 @@ def test_verify_knows_what_is_inside(edgeopt, bundle, place):
     assert ran.code == 0 and ran.json["parity"]["passed"], ran.out + ran.err
 
 
-def test_what_cannot_be_is_said(edgeopt, place, tmp_path, tiny):
+def test_what_cannot_be_is_said(edgeopt, place, tmp_path):
     options = ("--no-speed", "-q", "-o", tmp_path / "out")
     ran = edgeopt("convert", place / "card.yaml", "--to", "litert,coreml", "--nms", *options)
     assert ran.code == 2 and "only onnx can hold non-maximum suppression; add --to onnx" in ran.error
-    ran = edgeopt("convert", *tiny, "--to", "onnx", "--nms", *options)
-    assert ran.code == 2 and "suppression (--nms) takes outputs boxes and scores, not output" in ran.error
-    ran = edgeopt("convert", place / "card.yaml", "--to", "onnx", "--nms", "--detection", "confidence=0", *options)
-    assert ran.code == 2 and "confidence must be above 0" in ran.error
     ran = edgeopt("convert", place / "card.yaml", "--to", "onnx", "--detection", "iuo=0.3", *options)
     assert ran.code == 2 and "unknown option 'iuo'; did you mean 'iou'?" in ran.error
     ran = edgeopt("convert", place / "card.yaml", "--to", "onnx", "--nms", "--detection", "confidence=1", *options)

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper  # noqa: E402 - behind the check that it is
 
 from edgeopt.bench.detections import find  # noqa: E402
 from edgeopt.core.detection import DetectionOptions  # noqa: E402
+from edgeopt.core.errors import UsageError  # noqa: E402
 from edgeopt.core.model import TensorSpec  # noqa: E402
 from edgeopt.exporters.onnx_suppression import suppress  # noqa: E402
-from edgeopt.tasks.suppress import suppressed  # noqa: E402
+from edgeopt.tasks.suppress import require_suppressible, suppressed  # noqa: E402
 
 ANCHORS = 300
 
@@ -79,3 +80,19 @@ def test_a_score_as_high_as_the_threshold_stays_and_nothing_found_is_zeros():
     feed["raw_scores"][0, 2, 17] = np.float32(0.7)
     row = session.run(None, feed)[names.index("detections")][0]
     assert np.array_equal(row[0], [*raw["boxes"][:, 17], np.float32(0.7), 2]) and not row[1:].any()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "confidence", "told"),
+    [
+        ({"logits": (1, 5)}, 0.5, "takes outputs boxes and scores, not logits"),
+        ({"detections": (1, 300, 6)}, 0.5, "detections needs no suppression; leave out --nms"),
+        ({"boxes": (2, 4, 9), "scores": (2, 3, 9)}, 0.5, r"not \[2, 4, 9\] and \[2, 3, 9\]"),
+        ({"boxes": (1, 4, 9), "scores": (1, 3, 8)}, 0.5, "takes boxes"),
+        ({"boxes": (1, 4, 9), "scores": (1, 3, 9)}, 0.0, "confidence must be above 0"),
+    ],
+)
+def test_what_no_suppression_can_stand_behind(shapes, confidence, told):
+    specs = tuple(TensorSpec(n, s) for n, s in shapes.items())
+    with pytest.raises(UsageError, match=told):
+        require_suppressible(specs, DetectionOptions(confidence=confidence), "net.pt")

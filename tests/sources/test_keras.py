@@ -227,8 +227,10 @@ def test_recurrent_layers_and_several_inputs(built):
 @needs_tensorflow
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("container", ["keras", "h5"])
-@pytest.mark.parametrize("name", ["input", "layer", "added", "built", "nested", "shape"])
+@pytest.mark.parametrize(
+    ("name", "container"),
+    [("input", "keras"), ("layer", "h5"), ("added", "h5"), ("built", "keras"), ("nested", "keras"), ("shape", "h5")],
+)
 def test_sequential_models_however_they_tell_their_input(built, name, container):
     loaded = _load(built / f"sequential_{name}.{container}")
     _check(loaded, built / f"sequential_{name}.npz")
