@@ -1,14 +1,14 @@
 """MLPerf Tiny's ResNet-8, keyword spotting and anomaly detection in four formats, in float and in static int8.
 
     python benchmarks/mlperf_tiny/measure.py                # all; ends at once where nothing is new
-    python benchmarks/mlperf_tiny/measure.py --only kws     # what holds this in its name
+    python benchmarks/mlperf_tiny/measure.py --only kws     # one model; shown, not written
 
 ResNet-8 is calibrated on CIFAR-10's training images and scored on 2,000 of its test images. The other two have no data
 here: they are compared with their float originals on sounds of our own (`sounds.py`), which tells agreement, not
 accuracy.
 
-One `edgeopt convert` per model and format, each named before it runs and kept under `build/mlperf_tiny`: a run that was
-stopped goes on where it was, and a case is repeated when its card, edgeopt's code or a tool's version changed.
+One `edgeopt convert` per model, named before it runs and kept under `build/mlperf_tiny`: a run that was stopped goes on
+with the next model, and one is repeated when its card, edgeopt's code or a tool's version changed.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ SUBJECTS = (
 REFERENCE = ROOT.parent / "shared/models/mlperf-tiny/resnet8_cifar10_reference_int8.tflite"
 
 
-def convert(subject: Subject, form: str, own_code: str) -> Document:
+def convert(subject: Subject, own_code: str) -> Document:
     """Return what `edgeopt convert` found, from its record where nothing changed since."""
-    folder = BUILD / subject.name / form
+    folder = BUILD / subject.name
     card = HERE / f"{subject.name}.yaml"
-    command = [*EDGEOPT, "convert", str(card.relative_to(ROOT)), "--to", form, "--precision", PRECISIONS]
+    command = [*EDGEOPT, "convert", str(card.relative_to(ROOT)), "--to", ",".join(FORMATS), "--precision", PRECISIONS]
     command += ["--samples", str(subject.samples), "--calibration-samples", str(subject.calibration)]
     if subject.sounds:
         command += ["--data", str(_sounds(subject).relative_to(ROOT))]
@@ -191,6 +191,7 @@ def _entries(subject: Subject, record: Document) -> list[Document]:
         parity = artifact["parity"]
         found.append(
             {
+                "format": artifact["format"],
                 "precision": artifact["precision"],
                 "path": artifact["path"],
                 "size_bytes": artifact["size_bytes"],
@@ -205,8 +206,7 @@ def _entries(subject: Subject, record: Document) -> list[Document]:
                 "passed": parity["passed"],
             }
         )
-    found += [{"precision": f["precision"], "reason": f["reason"]} for f in record.get("failures", ())]
-    return found
+    return found + [{k: f[k] for k in ("format", "precision", "reason")} for f in record.get("failures", ())]
 
 
 def _kept(path: Path, key: Document, command: list[str]) -> Document:
@@ -255,7 +255,7 @@ def _digest(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="models and formats whose name holds this; nothing is written")
+    parser.add_argument("--only", default="", help="models whose name holds this; nothing is written")
     parser.add_argument("--anomaly", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.anomaly:
@@ -264,14 +264,15 @@ def main() -> None:
     own_code = _own_code()
     results: Document = {"versions": {tool: version(tool) for tool in TOOLS}}
     for subject in SUBJECTS:
+        if asked.only not in subject.name:
+            continue
+        entries = _entries(subject, convert(subject, own_code))
         for form in FORMATS:
-            if asked.only not in f"{subject.name} {form}":
-                continue
-            entries = _entries(subject, convert(subject, form, own_code))
-            both = [e for p in PRECISIONS.split(",") for e in entries if e["precision"] == p and "path" in e]
+            own = [e for e in entries if e["format"] == form]
+            both = [e for p in PRECISIONS.split(",") for e in own if e["precision"] == p and "path" in e]
             if subject.name == "autoencoder" and len(both) == 2:
-                both[1]["anomaly"] = anomaly_scores(BUILD / subject.name / form / "bundle", both)
-            results.setdefault(subject.name, {})[form] = entries
+                both[1]["anomaly"] = anomaly_scores(BUILD / subject.name / "bundle", both)
+            results.setdefault(subject.name, {})[form] = own
     if asked.only:
         print(table(results))
         return

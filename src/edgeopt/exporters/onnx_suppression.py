@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +68,8 @@ def suppress(model: onnx.ModelProto, outputs: Sequence[str], options: DetectionO
         add("Cast", add("Reshape", kept, column), to=onnx.TensorProto.FLOAT),
         axis=2,
     )
-    made = {DETECTIONS: (add("Where", add("Reshape", real, column), table, nothing), (1, most, COLUMNS))}
+    made: dict[str, tuple[str, tuple[int, ...]]] = {}
+    made[DETECTIONS] = (add("Where", add("Reshape", real, column), table, nothing), (1, most, COLUMNS))
     for name, value in values.items():
         if name in ("boxes", "scores"):
             continue
@@ -99,13 +101,13 @@ class _Nodes:
         self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
-    def __call__(self, kind: str, *inputs: str, **attributes: int | list[int]) -> str:
+    def __call__(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node of one output; returns the output's name."""
         name = self._name(kind)
         self._graph.node.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
-    def two(self, kind: str, *inputs: str, **attributes: int) -> tuple[str, str]:
+    def two(self, kind: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
         """Add a node of two outputs; returns their names."""
         first, second = self._name(kind), self._name(kind)
         self._graph.node.append(helper.make_node(kind, list(inputs), [first, second], name=first, **attributes))

@@ -132,7 +132,9 @@ def _declare_input(model: Any) -> bool:
         return False
     changed = [_declare_input(layer) for layer in layers]
     first = layers[0].get("config") if isinstance(layers[0], dict) else None
-    shape = first.get("batch_input_shape") if isinstance(first, dict) else None
+    if not isinstance(first, dict):
+        return any(changed)
+    shape = first.get("batch_input_shape")
     if model.get("class_name") != "Sequential" or shape is None or layers[0].get("class_name") == "InputLayer":
         return any(changed)
     dtype = first.get("dtype")
