@@ -31,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "mlperf_tiny"
-EDGEOPT = [sys.executable, "-m", "edgeopt.cli.main"]
+EDGEOPT = [str(Path(sys.executable).with_name("edgeopt"))]
 FORMATS = ("onnx", "litert", "coreml", "executorch")
 PRECISIONS = "fp32,static_wi8_ai8"
 TOOLS = (
@@ -83,7 +83,7 @@ def convert(subject: Subject, own_code: str) -> Document:
     if subject.sounds:
         command += ["--data", str(_sounds(subject).relative_to(ROOT))]
     command += ["--no-speed", "--json", "-q", "-o", str((folder / "bundle").relative_to(ROOT))]
-    key = {"command": command[2:], "card": _digest(card), "edgeopt": own_code} | {t: version(t) for t in TOOLS}
+    key = {"command": command[1:], "card": _digest(card), "edgeopt": own_code} | {t: version(t) for t in TOOLS}
     return _kept(folder / "record.json", key, command)
 
 
@@ -93,7 +93,7 @@ def evaluate_reference(own_code: str) -> Document | None:
         return None
     command = [*EDGEOPT, "eval", str(REFERENCE), "--card", str((HERE / "resnet8.yaml").relative_to(ROOT))]
     command += ["--samples", str(SUBJECTS[0].samples), "--json", "-q"]
-    key = {"command": command[2:], "edgeopt": own_code, "runtime": version("ai-edge-litert")}
+    key = {"command": command[1:], "edgeopt": own_code, "runtime": version("ai-edge-litert")}
     return _kept(BUILD / "reference" / "record.json", key, command)
 
 
@@ -214,7 +214,7 @@ def _kept(path: Path, key: Document, command: list[str]) -> Document:
         known = json.loads(path.read_text())
         if known["key"] == key:
             return known["document"]
-    print("$ " + shlex.join(["edgeopt", *command[3:]]), flush=True)
+    print("$ " + shlex.join(["edgeopt", *command[1:]]), flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     environment = {"OMP_NUM_THREADS": "1", "EDGEOPT_CACHE": str(BUILD / "cache")} | os.environ
