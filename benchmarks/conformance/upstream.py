@@ -3,7 +3,7 @@
     python benchmarks/conformance/upstream.py
 
 ONNX Runtime's Sigmoid on the CPU, against float64, where its results are small: a detector's scores for what is not
-there. Beside it the same as `1 / (1 + exp(-x))`, which an exporter could write in its place, in four slower operators.
+there. Beside it the same as `1 / (1 + exp(-x))`, which an exporter could write in its place, in four operators.
 """
 
 from __future__ import annotations
