@@ -19,6 +19,7 @@ RECIPES = [
     Recipe(epochs=16, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=9),
     Recipe(epochs=20, optimizer="sgd", rate=0.15, weight_decay=5e-4, cutout=0, small_epochs=8),
     Recipe(epochs=10, optimizer="sgd", rate=0.1, weight_decay=5e-4, cutout=0),
+    Recipe(epochs=10, optimizer="sgd", rate=0.07, weight_decay=5e-4, cutout=0),
 ]
 
 if __name__ == "__main__":

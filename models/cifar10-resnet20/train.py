@@ -15,7 +15,7 @@ sys.path.append(str(HERE.parent))
 
 from cifar10_training import Recipe, run  # noqa: E402 - it lies one folder up
 
-RECIPES = [Recipe(epochs=30, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=14, bfloat16=True)]
+RECIPES = [Recipe(epochs=20, optimizer="sgd", rate=0.2, weight_decay=5e-4, cutout=0, small_epochs=9, bfloat16=True)]
 
 if __name__ == "__main__":
     run(build, RECIPES, HERE, __doc__)

@@ -23,9 +23,9 @@ from typing import Any
 import yaml
 
 from edgeopt.cache import CHECKPOINTS, file_sha256, key_of
-from edgeopt.core.errors import ConversionError, SourceError
+from edgeopt.core.errors import ConversionError, SourceError, UsageError
 from edgeopt.core.recipe import TRAINING, Recipe, Stage
-from edgeopt.core.training import DistillOptions
+from edgeopt.core.training import DistillOptions, TrainingSettings
 from edgeopt.steps import Document, Source, Workshop
 from edgeopt.worker import Worker
 
@@ -42,6 +42,7 @@ class RecipeRun:
         trust: may run code that comes with a model's file.
         device: that trains.
         force: do every stage anew.
+        devices: how many train together.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class RecipeRun:
     trust: bool = False
     device: str = "cpu"
     force: bool = False
+    devices: int = 1
 
     @property
     def model(self) -> Source:
@@ -98,6 +100,8 @@ class _Compression:
         self.data.mkdir()
 
     def perform(self) -> Compressed:
+        for number, stage in enumerate(self.run.recipe.stages):
+            _require_shares(f"stage {number} ({stage.kind})", stage.options, self.run.devices)
         naming = _naming(self.run.model)
         with self.work.worker_for(self.run.model) as worker:
             asked = {"train": self.run.data("train"), "evaluation": self.run.data("eval")}
@@ -158,6 +162,8 @@ class _Compression:
         parts |= {"seed": self.run.recipe.seed, "data": self.opened["data"], "own": _own_sha256(), "tools": _tools()}
         if stage.kind in TRAINING:
             parts |= {"device": self.run.device, "teacher": teacher and self._teacher_sha256(teacher)}
+            if self.run.devices > 1:
+                parts["devices"] = self.run.devices
         key = key_of(parts)
         out = self.folder / name.replace(" ", "-")
         if self.run.force and self.work.context.cache is not None:
@@ -179,6 +185,7 @@ class _Compression:
                     "out": str(out),
                     "seed": self.run.recipe.seed,
                     "device": self.run.device,
+                    "devices": self.run.devices,
                     "checkpoint": str(checkpoint),
                     "threads": self.work.context.jobs,
                 }
@@ -270,6 +277,11 @@ class _Compression:
         path = folder / f"{self.opened['name']}.yaml"
         path.write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
         return path
+
+
+def _require_shares(place: str, options: Any, devices: int) -> None:
+    if isinstance(options, TrainingSettings) and options.batch_size < devices:
+        raise UsageError(f"{place}: a batch of {options.batch_size} samples cannot be shared by {devices} devices")
 
 
 def _naming(source: Source) -> Document:

@@ -325,13 +325,14 @@ class Conversion:
         """Export, or take the same export from the cache; returns its record and whether it was there."""
         out = Path(request.out)
         kept = self.work.context.cache
+        calibrated = scheme_of(request.precision).kind != "float"
         key = key_of(
             _identity(prepared)
             | {
                 "request": request.model_dump(mode="json", exclude={"program", "out", "calibration", "ranges"}),
-                "program": file_sha256(Path(request.program)) if request.ranges else None,
+                "lowered": file_sha256(Path(request.program)) if request.ranges else None,
                 "format": form.name,
-                "calibration": prepared["data"]["calibration_sha256"] if request.calibration else None,
+                "calibration": prepared["data"]["calibration_sha256"] if calibrated else None,
                 "tools": {p: _version(p) for p in ("torch", *form.packages)},
             }
         )

@@ -20,6 +20,7 @@ def run_record(job: RecipeRun, made: Compressed, artifacts: list[Document], seco
         "recipe": job.recipe.model_dump(mode="json"),
         "seed": job.recipe.seed,
         "device": job.device,
+        "devices": job.devices,
         "versions": {p: v for p in PACKAGES if (v := _version(p)) is not None} | {"python": sys.version.split()[0]},
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "model": {name: made.opened[name] for name in ("name", "source", "sha256", "task", "parameters")},
@@ -27,7 +28,10 @@ def run_record(job: RecipeRun, made: Compressed, artifacts: list[Document], seco
         "stages": made.records,
         "per_class": per_class(made),
         "artifacts": [
-            {name: a[name] for name in ("format", "precision", "path", "size_bytes", "sha256", "metrics")}
+            {
+                name: a[name]
+                for name in ("format", "precision", "path", "size_bytes", "sha256", "metrics", "against_original")
+            }
             for a in artifacts
         ],
         "seconds": seconds,

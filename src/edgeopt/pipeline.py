@@ -24,6 +24,7 @@ from edgeopt.core.settings import parse
 from edgeopt.core.target import Target, load_target
 from edgeopt.damage import keep_answers, stages_damage
 from edgeopt.experiment import add_metrics, run_record
+from edgeopt.gains import add_gains
 from edgeopt.steps import Document, Plan, Source, workshop
 from edgeopt.tracking import Tracker, require_tracker, track
 
@@ -102,6 +103,7 @@ def run(job: RecipeRun, out: Path, context: Context, tracker: Tracker | None = N
         keep_beside(work.folder, bundle)
         shutil.copyfile(made.program, bundle / f"{made.opened['name']}.pt2")
         add_metrics(artifacts, made, what, prepared)
+        add_gains(work, artifacts, made, what, bundle, prepared)
         seconds = round(time.monotonic() - started, 2)
         damage = stages_damage(made)
         keep_answers(work, made, damage, bundle)

@@ -289,10 +289,15 @@ def compare_speed(
     against: Path,
     prepared: Document,
     outputs: list[Document] | None = None,
+    against_form: Format | None = None,
 ) -> Document:
-    """Time an artifact against another of its format, in turns in one process; `outputs` as in `execute`."""
+    """Time an artifact against another, of its own format where none is named, in turns in one process.
+
+    `outputs` are those of both, where they are others than the original's.
+    """
     arguments = {
         "runtime": form.runtime,
+        "against_runtime": (against_form or form).runtime,
         "artifact": str(path),
         "against": str(against),
         "inputs": prepared["model"]["inputs"],

@@ -222,6 +222,17 @@ def report(line: str) -> None:
             sink.write(" ".join(line.split()) + "\n")
 
 
+def progress_file() -> Path | None:
+    """Return where `report` writes to, for a process that a task starts."""
+    return _progress_file
+
+
+def report_to(path: Path | None) -> None:
+    """Let `report` write there; for a process that a task started."""
+    global _progress_file
+    _progress_file = path
+
+
 def _environment(threads: int | None, scratch: str, added: dict[str, str]) -> dict[str, str]:
     environment = dict(os.environ)
     environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
@@ -355,7 +366,7 @@ def _main() -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        named._progress_file = Path(job["progress"])
+        named.report_to(Path(job["progress"]))
         outcome = _perform(job)
         sys.stdout.flush()
         sys.stderr.flush()

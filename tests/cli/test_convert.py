@@ -57,6 +57,30 @@ def test_the_second_time_it_is_taken_from_the_cache(bundle, edgeopt, tiny, tmp_p
         assert after["inputs"] == before["inputs"] and after["parity"]["snr_db"] == before["parity"]["snr_db"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "weight_only_wi8_afp32"])
+def test_a_model_of_the_same_name_and_shape_is_another_model(fresh_edgeopt, tmp_path, precision):
+    source = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed({seed})
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+"""
+    sums = []
+    for seed in (0, 1, 0):
+        (tmp_path / "net.py").write_text(source.format(seed=seed))
+        model = [f"{tmp_path / 'net.py'}:build", "--input-shape", "1,1,8,8"]
+        out = tmp_path / f"bundle-{len(sums)}"
+        command = ["convert", *model, "--to", "onnx", "--precision", precision, "--no-speed", "--json", "-o", out]
+        ran = fresh_edgeopt(*command)
+        assert ran.code == 0, ran.err
+        (artifact,) = ran.json["artifacts"]
+        assert artifact["cached"] == (len(sums) == 2)
+        sums.append(artifact["sha256"])
+    assert sums[0] == sums[2] != sums[1]
+
+
 def test_a_damaged_cache_entry_is_made_anew(fresh_edgeopt, tiny, tmp_path):
     arguments = ["convert", *tiny, "--to", "onnx", "--json", "-v", "-o", tmp_path / "bundle"]
     first = fresh_edgeopt(*arguments)

@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 @needs_training
 def test_a_recipe_gives_a_bundle_with_metrics_and_a_record(fresh_edgeopt, folder, tmp_path):
-    recipe = write_recipe(folder)
+    recipe = write_recipe(folder, export={"formats": ["onnx"], "samples": 60})
     out = tmp_path / "out"
     ran = fresh_edgeopt("run", recipe, "-o", out, "--json", "--jobs", "1")
     assert ran.code == 0, ran.err
@@ -40,7 +40,16 @@ def test_a_recipe_gives_a_bundle_with_metrics_and_a_record(fresh_edgeopt, folder
     assert metrics["samples"] == 60 and metrics["top1"] == artifact["parity"]["top1"]
     assert metrics["original_top1"] == pytest.approx(before["evaluation"]["top1"], abs=1e-5)
     assert metrics["drop"] == pytest.approx(metrics["original_top1"] - metrics["top1"], abs=1e-5)
+    gain = artifact["against_original"]
+    assert (gain["format"], gain["precision"]) == ("onnx", "fp32") and gain["times_as_fast"] > 0
+    assert gain["times_smaller"] == pytest.approx(gain["size_bytes"] / artifact["size_bytes"], abs=1e-3)
+    assert gain["size_bytes"] > 4 * before["counts"]["params"] * 0.95, "the original's weights in float32"
+    assert fresh_edgeopt("report", out).code == 0
+    told = fresh_edgeopt("report", out, "--format", "terminal").out
+    assert f"onnx/static_wi8_ai8: {gain['times_smaller']:.1f} times smaller" in told
+    assert "times smaller and" in (out / "report.html").read_text()
     record = json.loads((out / "run.json").read_bytes())
+    assert record["artifacts"][0]["against_original"] == gain
     assert record["recipe"]["stages"][0]["prune"]["ratio"] == 0.25 and record["versions"]["torch"]
     assert set(record["per_class"]["classes"]) == {"a", "b", "c", "d", "e"}
     assert record["data"]["train"]["samples"] == 200 and len(record["data"]["eval"]["fingerprint"]) == 64

@@ -1,9 +1,10 @@
-"""A run killed in a stage that cuts depth ends as an unbroken one does, fine-tuning and zeros after it included."""
+"""Runs killed in a stage that fine-tunes, cuts depth or sets zeros end as an unbroken one does."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from recipe_folder import EXPORT, make_folder, needs_training, write_recipe
@@ -64,13 +65,18 @@ def whole(edgeopt, folder, tmp_path_factory):
     return ran.json
 
 
-@pytest.mark.parametrize("stage", ["0 cut_depth"])
+@pytest.mark.parametrize("stage", ["0 cut_depth", "1 finetune", "2 sparsify"])
 def test_a_killed_run_goes_on_to_the_same_end(fresh_edgeopt, folder, whole, tmp_path, no_orphans, stage):
     arguments = ["run", folder / "recipe.yaml", "--json", "--jobs", "1", "-o", tmp_path / "out"]
     process, mark = fresh_edgeopt.start(*arguments)
     for line in process.stderr:
         if line.startswith(f"{stage}: "):
             break
+    if stage == "1 finetune":
+        deadline = time.monotonic() + 120
+        kept = tmp_path / "own-cache" / "training"
+        while not any(kept.glob("*/checkpoint.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     no_orphans(mark)
@@ -80,6 +86,8 @@ def test_a_killed_run_goes_on_to_the_same_end(fresh_edgeopt, folder, whole, tmp_
     again = ran.json
     number = int(stage[0]) + 1
     assert all(s["cached"] for s in again["stages"][:number])
+    if stage == "1 finetune":
+        assert again["stages"][number]["training"]["resumed"] > 0 and not again["stages"][number]["cached"]
     for ours, theirs in zip(again["stages"], whole["stages"], strict=True):
         assert ours["evaluation"] == theirs["evaluation"], ours["stage"]
         assert ours["weights_sha256"] == theirs["weights_sha256"], ours["stage"]

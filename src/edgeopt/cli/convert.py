@@ -83,14 +83,14 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    r"""Export MODEL and run every file on real inputs before handing it over.
+    """Export MODEL and run every file on real inputs before handing it over.
 
     MODEL is a card (*.yaml), file.py:factory, timm:NAME, .pt2, .onnx, or weights (.safetensors, .pt, .pth) with --arch.
 
     \b
     edgeopt convert models/mnist-mobilenet/card.yaml --precision fp32,static_wi8_ai8 -o out
     edgeopt convert timm:resnet18@weights.safetensors --target pixel-8 --data images/
-    """
+    """  # noqa: D301 - click wants the character itself
     from edgeopt.sources.request import understand
 
     source = make_source(model, arch, input_shape, trust_source)

@@ -40,7 +40,7 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    r"""Answer labelled inputs with ARTIFACT, a file or a whole bundle, each in its own runtime, and score the answers.
+    """Answer labelled inputs with ARTIFACT, a file or a whole bundle, each in its own runtime, and score the answers.
 
     Results of a bundle are kept in its eval.json, where `gate` and `report` find them. A table's further columns are
     groups that are scored apart.
@@ -48,7 +48,7 @@ def command(
     \b
     edgeopt eval out/demo --data test.csv
     edgeopt eval model.tflite --against models/mnist-mobilenet/card.yaml --samples 1000
-    """
+    """  # noqa: D301 - click wants the character itself
     from edgeopt.evaluation import Subject, evaluate, keep_evaluation
 
     subject = Subject.of(artifact, only)

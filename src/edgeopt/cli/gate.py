@@ -57,7 +57,7 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    r"""Hold every artifact of BUNDLE against the limits of a budget, and list all that are exceeded.
+    """Hold every artifact of BUNDLE against the limits of a budget, and list all that are exceeded.
 
     Ends with 0 within budget, 3 exceeded, 4 where nothing is exceeded but something could not be judged. Sizes and
     parity come from the bundle, accuracy from `edgeopt eval`, memory from `edgeopt bench`; latencies are compared here,
@@ -66,7 +66,7 @@ def command(
     \b
     edgeopt gate out/demo --budget budgets.yaml
     edgeopt gate out/demo --budget budgets.yaml --baseline out/main --junit gate.xml
-    """
+    """  # noqa: D301 - click wants the character itself
     limits = read_budget(budget, list(shipped_targets()))
     if target is not None and target.endswith((".yaml", ".yml")):
         target = load_target(target).name

@@ -22,14 +22,14 @@ from edgeopt.reporting import collect
     help="[default: by the name of the output, else html]",
 )
 def command(*, folder: Path, output: Path | None, form: Literal["html", "markdown", "terminal"] | None) -> int:
-    r"""Show all that is known of a bundle, or of every bundle in DIR, in one page that opens offline.
+    """Show all that is known of a bundle, or of every bundle in DIR, in one page that opens offline.
 
     It reads what `convert`, `eval`, `bench`, `sensitivity -o DIR` and `gate --json > DIR/gate.json` left in the bundle.
 
     \b
     edgeopt report out/demo
     edgeopt report out/demo --format markdown -o summary.md
-    """
+    """  # noqa: D301 - click wants the character itself
     form = form or ("markdown" if output is not None and output.suffix.lower() == ".md" else "html")
     report = collect(folder)
     if form == "terminal":

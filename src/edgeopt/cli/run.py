@@ -29,6 +29,13 @@ from edgeopt.tracking import Tracker
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="That trains."
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="That train together, each on its share of every batch.",
+)
 @click.option("--force", is_flag=True, help="Do every stage anew, whatever the cache holds.")
 @click.option(
     "--track",
@@ -46,6 +53,7 @@ def command(
     changes: tuple[str, ...],
     dry_run: bool,
     device: str,
+    devices: int,
     force: bool,
     tracker: Tracker | None,
     trust_source: bool,
@@ -53,7 +61,7 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    r"""Perform RECIPE (recipe.yaml) and write a bundle of verified files.
+    """Perform RECIPE (recipe.yaml) and write a bundle of verified files.
 
     A run that was stopped goes on where it was when the same command is given again: finished stages come from the
     cache, and a stage that trains goes on from its last checkpoint.
@@ -61,10 +69,10 @@ def command(
     \b
     edgeopt run models/mnist-mobilenet/recipe.yaml -o out
     edgeopt run recipe.yaml -o out --set stages.0.prune.macs=0.4 --dry-run
-    """
+    """  # noqa: D301 - click wants the character itself
     read = read_recipe(recipe, changes)
     what = recipe_plan(read, load_target(read.export.target) if read.export.target else None)
-    job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force)
+    job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force, devices)
     if dry_run:
         document = _planned(read, what)
         display.close()

@@ -59,12 +59,12 @@ def command(
     context: Context,
     display: Display,
 ) -> int:
-    r"""Show what quantizing each layer of MODEL costs, and with --max-drop which layers should stay in float.
+    """Show what quantizing each layer of MODEL costs, and with --max-drop which layers should stay in float.
 
     \b
     edgeopt sensitivity models/mnist-mobilenet/card.yaml -o sensitivity.svg
     edgeopt sensitivity model.onnx --data images/ --max-drop 0.01 --json
-    """
+    """  # noqa: D301 - click wants the character itself
     source = make_source(model, arch, input_shape, trust_source)
     what = Plan(
         (),

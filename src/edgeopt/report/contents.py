@@ -171,7 +171,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All that is known of one bundle."""
+    """All that is known of one bundle; `gains` tells what a recipe won over the model as it came."""
 
     name: str
     folder: str
@@ -191,6 +191,7 @@ class BundleReport:
     changed: tuple[Changed, ...]
     changed_count: int
     stages: Damage | None
+    gains: tuple[str, ...]
     sensitivities: tuple[Sensitivity, ...]
     gate: Document | None
     environment: tuple[tuple[str, str], ...]

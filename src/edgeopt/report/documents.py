@@ -16,6 +16,7 @@ from edgeopt.report.contents import (
     Unit,
 )
 from edgeopt.report.damage import evaluation_damage, stages_damage
+from edgeopt.report.quantities import told_gains
 
 UNITS = 30
 
@@ -67,6 +68,7 @@ def bundle_report(documents: Documents) -> BundleReport:
         changed=changed,
         changed_count=count,
         stages=stages_damage(documents.answers),
+        gains=tuple(told_gains(manifest["artifacts"])),
         sensitivities=tuple(_sensitivity(d) for d in documents.sensitivities),
         gate=documents.gate,
         environment=_environment(manifest, documents.benchmarks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 EXACT_DB = 300.0
@@ -90,3 +91,20 @@ def sentence(finding: dict[str, Any]) -> str:
     else:
         told += f"measured {written(finding['measured'])}, margin {margin(finding)}"
     return one_line(told + (f" ({finding['detail']})" if finding["detail"] else ""))
+
+
+def told_gains(artifacts: Iterable[dict[str, Any]]) -> list[str]:
+    """Return for each artifact of a recipe what it won over the model as it came, in one line."""
+    lines = []
+    for artifact in artifacts:
+        found = artifact.get("against_original")
+        if not found:
+            continue
+        told = f"{artifact['format']}/{artifact['precision']}: {found['times_smaller']:.1f} times smaller"
+        if found["times_as_fast"] is not None:
+            told += f" and {found['times_as_fast']:.2f} times as fast here"
+        drop = (artifact.get("metrics") or {}).get("drop")
+        told += "" if drop is None else f", top-1 {points(-drop)}"
+        of = f"{found['format']}/{found['precision']} file of the model as it came"
+        lines.append(one_line(f"{told}, against the {of} ({size(found['size_bytes'])})"))
+    return lines

@@ -42,6 +42,7 @@ def _bundle(bundle: BundleReport) -> list[str]:
         ),
         numbers=range(2, 9),
     )
+    lines += [*(f"- {plain(gain)}" for gain in bundle.gains), ""] if bundle.gains else []
     lines += [f"- ❌ not made: {plain(failure)}" for failure in bundle.failures]
     lines += [f"- {plain(note)}" for note in bundle.notes]
     lines += [""] if bundle.failures or bundle.notes else []

@@ -19,6 +19,8 @@ def show_report(report: Report, console: Console) -> None:
         console.print(Text(f"{bundle.name}{on} ({bundle.folder})", "bold"), soft_wrap=True)
         console.print(Text(bundle.verdict, "green" if bundle.sound else "red"), soft_wrap=True)
         console.print(_artifacts(bundle))
+        for told in bundle.gains:
+            console.print(Text(told), soft_wrap=True)
         for told in (*bundle.failures, *bundle.notes):
             console.print(Text(f"note: {told}"), soft_wrap=True)
         _show_damage(bundle, console)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report.quantities import size
+from edgeopt.report.quantities import size, told_gains
 
 Document = dict[str, Any]
 SLOWER = 1.05
@@ -65,6 +65,8 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+    for told in told_gains(document["artifacts"]):
+        console.print(told, highlight=False, soft_wrap=True)
     for failure in document["failures"]:
         log = f" (log: {failure['log']})" if failure["log"] else ""
         told = f"{failure['format']} {failure['precision']} failed: {failure['reason']}{log}"

@@ -15,6 +15,7 @@ from edgeopt import plugins
 from edgeopt.core.errors import UsageError, did_you_mean
 from edgeopt.core.model import Model, TensorSpec
 from edgeopt.core.pruning import PruneOptions, SparsifyOptions
+from edgeopt.core.recipe import TRAINING
 from edgeopt.core.training import CutDepthOptions, DistillOptions, FinetuneOptions, TrainingSettings
 from edgeopt.data import open_data
 from edgeopt.scratch import ScratchFolder
@@ -22,6 +23,7 @@ from edgeopt.sources.request import understand
 from edgeopt.sources.torchvision_ops import import_torchvision
 from edgeopt.tasks.prepare import labels_of, load
 from edgeopt.tasks.samples import Choice, store_inputs
+from edgeopt.tasks.shared_training import launch
 from edgeopt.training.network import export, to_network, to_program
 from edgeopt.worker import report
 
@@ -125,10 +127,14 @@ def stage(
     out: str,
     seed: int,
     device: str,
+    devices: int,
     checkpoint: str,
     threads: int,
+    fabric: Any = None,
 ) -> Record:
     """Perform one stage and judge what it made; returns its record.
+
+    A stage that trains on several devices is performed by as many processes, and written by the first.
 
     Args:
         kind: `prune`, `sparsify`, `cut_depth`, `finetune` or `distill`.
@@ -142,17 +148,28 @@ def stage(
         out: folder to write `model.pt2` and `answers.npy` to.
         seed: of everything random.
         device: that trains.
+        devices: how many.
         checkpoint: file to keep the state of training in.
         threads: that PyTorch may use.
+        fabric: of this process, where several train together.
     """
+    if devices > 1 and kind in TRAINING:
+        arguments = {name: value for name, value in locals().items() if name != "fabric"}
+        _import_training()
+        Path(out).mkdir(parents=True, exist_ok=True)
+        alone = {"devices": 1, "threads": max(1, threads // devices)}
+        return launch(devices, arguments | alone, Path(out))
     torch.set_num_threads(threads)
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
     network = to_network(torch.export.load(program))
-    work = _WORK[kind](network, options, specs, task, Path(data), seed, device, Path(checkpoint), dense, teacher)
+    made, record = _WORK[kind](
+        network, options, specs, task, Path(data), seed, device, Path(checkpoint), dense, teacher, fabric
+    )
+    if fabric is not None and not fabric.is_global_zero:
+        return {}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     report("exporting")
-    made, record = work
     torch.export.save(to_program(made, specs), folder / "model.pt2")
     return {"stage": kind, **record, **_judged(folder, specs, task, Path(data), Path(dense).with_name("answers.npy"))}
 
@@ -215,7 +232,17 @@ def _cut_depth(network: Any, options: Record, *_: Any) -> tuple[Any, Record]:
 
 
 def _finetune(
-    network: Any, options: Record, specs: Any, task: str, data: Path, seed: int, device: str, checkpoint: Path, *_: Any
+    network: Any,
+    options: Record,
+    specs: Any,
+    task: str,
+    data: Path,
+    seed: int,
+    device: str,
+    checkpoint: Path,
+    _dense: str,
+    _teacher: Record | None,
+    fabric: Any,
 ) -> tuple[Any, Record]:
     _import_training()
     from edgeopt.stages.finetune import finetuning
@@ -224,7 +251,7 @@ def _finetune(
     chosen = FinetuneOptions(**options)
     train = Examples.read(data / "train", specs)
     objective = finetuning(network, train, chosen, task)
-    return network, _fit(objective, train, chosen, specs, task, data, seed, device, checkpoint)
+    return network, _fit(objective, train, chosen, specs, task, data, seed, device, checkpoint, fabric)
 
 
 def _distill(
@@ -238,6 +265,7 @@ def _distill(
     checkpoint: Path,
     dense: str,
     teacher: Record | None,
+    fabric: Any,
 ) -> tuple[Any, Record]:
     _import_training()
     from edgeopt.stages.distill import distillation
@@ -252,7 +280,7 @@ def _distill(
         model, _ = _load(**teacher)
         taught = to_network(export(model.module, model.inputs))
     objective = distillation(network, taught, train, chosen, task)
-    record = _fit(objective, train, chosen, specs, task, data, seed, device, checkpoint)
+    record = _fit(objective, train, chosen, specs, task, data, seed, device, checkpoint, fabric)
     objective.release()
     return network, record
 
@@ -267,6 +295,7 @@ def _fit(
     seed: int,
     device: str,
     checkpoint: Path,
+    fabric: Any,
 ) -> Record:
     from edgeopt.stages.sparsify import compressed_bytes, sparsity_record
     from edgeopt.training.evaluation import evaluate
@@ -291,6 +320,7 @@ def _fit(
         layout=specs[0].layout or "NCHW",
         checkpoint=checkpoint,
         evaluate=metric,
+        fabric=fabric,
     )
     record: Record = {"training": asdict(fitted)}
     if settings.sparsity is not None:

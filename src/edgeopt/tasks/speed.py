@@ -26,6 +26,7 @@ def compare_speed(
     outputs: list[dict[str, Any]],
     inputs_folder: str,
     seconds: float,
+    against_runtime: str | None = None,
 ) -> dict[str, Any]:
     """Return the ratio of the artifact's time to the other's: the trimmed mean of the log ratios of adjacent calls.
 
@@ -33,19 +34,19 @@ def compare_speed(
     on this host, not a measurement of a device.
 
     Args:
-        runtime: the plugin that executes both.
+        runtime: the plugin that executes the artifact.
         artifact, against: paths of the two.
         inputs, outputs: the original's specifications.
         inputs_folder: `<input>.npy` of shape (batches, *input shape).
         seconds: to spend, at least five pairs.
+        against_runtime: the plugin that executes the other; the same where None.
     """
-    plugin = plugins.find("runtimes", runtime)
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
     wanted = tuple(TensorSpec.from_json(s) for s in outputs)
     first = {s.name: np.array(np.load(array_file(inputs_folder, s.name), mmap_mode="r")[0]) for s in specs}
     calls = []
-    for path in (artifact, against):
-        session = plugin.load(Path(path), {"threads": 1})
+    for path, name in ((artifact, runtime), (against, against_runtime or runtime)):
+        session = plugins.find("runtimes", name).load(Path(path), {"threads": 1})
         fed = Adapter(session, specs, wanted).feed(first)
         calls.append((session, fed))
     for session, fed in calls * WARM_UPS:

@@ -2,6 +2,9 @@
 
 What a step does depends on its number and the seed alone (samples, augmentation, dropout, learning rate), so a run that
 was killed and resumed from its last checkpoint ends with the same weights as one that was not.
+
+With several devices each computes its share of every batch and Fabric averages the gradients; the first one evaluates,
+decides, and writes checkpoints.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from edgeopt.core.errors import ConversionError, UsageError
 from edgeopt.core.training import TrainingSettings
@@ -75,6 +79,7 @@ def fit(
     checkpoint: Path | None = None,
     identity: str = "",
     evaluate: Callable[[], float] | None = None,
+    fabric: Fabric | None = None,
 ) -> Fitted:
     """Train `objective.student` in place; it ends on the CPU in evaluation mode.
 
@@ -89,6 +94,7 @@ def fit(
         identity: what the run depends on beside settings, samples and starting weights; a checkpoint of another is
             refused.
         evaluate: metric of `objective.student` as it is now, higher is better; called where `evaluate_every` says.
+        fabric: of this process, where several processes train together; each calls this function alike.
 
     Raises:
         ConversionError: training diverged.
@@ -97,12 +103,27 @@ def fit(
     started = time.monotonic()
     if settings.patience is not None and (settings.evaluate_every is None or evaluate is None):
         raise UsageError("patience needs evaluate_every and evaluation data with labels")
-    run = _Run(objective, examples, settings, seed, device, layout, identity, evaluate)
+    fabric = fabric or on_devices(device, 1, settings)
+    run = _Run(objective, examples, settings, seed, fabric, layout, identity, evaluate)
     if checkpoint is not None and checkpoint.exists():
         run.resume(checkpoint)
     resumed = run.state.done
     run.train(checkpoint, started)
     return run.finish(resumed, started)
+
+
+def on_devices(device: Device, count: int, settings: TrainingSettings) -> Fabric:
+    """Return the Fabric that trains on so many devices; with more than one, in as many processes, each calls `launch`.
+
+    Raises:
+        UsageError: there are not so many devices here.
+    """
+    _require(device, count)
+    strategy: Any = "auto" if count == 1 else DDPStrategy(find_unused_parameters=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Fabric's advice on its environment
+        precision: Any = PRECISIONS[settings.amp]
+        return Fabric(accelerator=device, devices=count, strategy=strategy, precision=precision)
 
 
 class _Run:
@@ -112,14 +133,15 @@ class _Run:
         examples: Examples,
         settings: TrainingSettings,
         seed: int,
-        device: Device,
+        fabric: Fabric,
         layout: str,
         identity: str,
         evaluate: Callable[[], float] | None,
     ) -> None:
         if len(examples) == 0:
             raise UsageError("training needs samples: the data gives none")
-        _require(device)
+        if min(settings.batch_size, len(examples)) < fabric.world_size:
+            raise UsageError(f"{len(examples)} samples cannot be shared by {fabric.world_size} devices")
         if not has_open_batch(objective.student):
             raise UsageError("the model's graph holds its number of samples, so that it cannot be trained on batches")
         self.objective, self.examples, self.settings = objective, examples, settings
@@ -128,10 +150,11 @@ class _Run:
             parameter.requires_grad_(parameter.is_floating_point())  # a teacher of an earlier stage was frozen
         self.total = settings.total_steps(len(examples))
         self.state = _State()
-        self.identity = _identity(objective, examples, settings, seed, identity)
+        self.fabric = fabric
+        shared = f"{identity}|{fabric.world_size} devices" if fabric.world_size > 1 else identity
+        self.identity = _identity(objective, examples, settings, seed, shared)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Fabric's advice on its environment
-            self.fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[settings.amp])  # type: ignore[arg-type]
             move(objective.student, self.fabric.device)
             optimizer = _optimizer(objective, settings)
             self.wrapped, self.optimizer = self.fabric.setup(objective, optimizer)
@@ -151,9 +174,11 @@ class _Run:
             done = self.state.done
             if settings.evaluate_every and done % settings.evaluate_every == 0 and self.evaluate is not None:
                 self._judge()
-            if checkpoint is not None and (done % settings.checkpoint_every == 0 or done == self.total):
+            first_of_all = self.fabric.is_global_zero
+            due = done % settings.checkpoint_every == 0 or done == self.total
+            if checkpoint is not None and first_of_all and due:
                 self._save(checkpoint)
-            if done % 10 == 0 or done == self.total:
+            if first_of_all and (done % 10 == 0 or done == self.total):
                 left = (time.monotonic() - started) / (done - first) * (self.total - done)
                 told = f"training {done}/{self.total}, loss {self.state.losses[-1]:.4g}, about {left:.0f} s left"
                 if self.state.best is not None:
@@ -197,32 +222,33 @@ class _Run:
         self.state = _State(**state)
 
     def _step(self, step: int) -> None:
-        settings = self.settings
-        torch.manual_seed(self.seed * 1_000_003 + step)
+        settings, fabric = self.settings, self.fabric
+        draw = (self.seed * 1_000_003 + step) * fabric.world_size + fabric.global_rank
+        torch.manual_seed(draw)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate_at(step, self.total, settings)
         indices = indices_of_step(step, len(self.examples), settings.batch_size, self.seed)
-        inputs, labels = self.examples.batch(indices)
-        batch = augmented(inputs, labels, settings, self.layout, self.seed * 1_000_003 + step)
+        share = len(indices) // fabric.world_size
+        inputs, labels = self.examples.batch(indices[fabric.global_rank * share :][:share])
+        batch = augmented(inputs, labels, settings, self.layout, draw)
         set_training(self.objective.student, True)
         self.optimizer.zero_grad()
-        loss = self.wrapped(batch.to(self.fabric.device))
-        if not bool(torch.isfinite(loss)):
+        loss = self.wrapped(batch.to(fabric.device))
+        mean: Any = fabric.all_reduce(loss.detach()) if fabric.world_size > 1 else loss.detach()
+        if not bool(torch.isfinite(mean)):
             raise ConversionError(f"training diverged at step {step + 1}: lower learning_rate")
-        self.fabric.backward(loss)
+        fabric.backward(loss)
         if self.growing is not None:
             self.growing.before_update()
         if settings.clip_norm is not None:
-            self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
-            )
+            fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
         with torch.no_grad():
             for parameter, zero in self.zeros:
                 parameter.masked_fill_(zero, 0.0)
         if self.growing is not None:
             self.growing.after_update(step)
-        self.state.losses.append(float(loss.detach()))
+        self.state.losses.append(float(mean))
         if self.average is not None:
             _follow(self.average, self.objective.student.state_dict(), settings.ema, step)
 
@@ -235,7 +261,7 @@ class _Run:
             if self.growing is not None:
                 self.growing.set_zeros()
         set_training(student, False)
-        value = self.evaluate()
+        value = self.fabric.broadcast(self.evaluate())
         state = self.state
         if state.best is None or value > state.best:
             state.best, state.waited = value, 0
@@ -306,7 +332,7 @@ def _identity(objective: Objective, examples: Examples, settings: TrainingSettin
     return digest.hexdigest()
 
 
-def _require(device: Device) -> None:
+def _require(device: Device, count: int) -> None:
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -315,3 +341,7 @@ def _require(device: Device) -> None:
     if not there[device]:
         found = ", ".join(name for name, here in there.items() if here)
         raise UsageError(f"--device {device}: PyTorch finds no such device here; there is {found}")
+    if device == "cuda" and count > torch.cuda.device_count():
+        raise UsageError(f"--devices {count}: PyTorch finds {torch.cuda.device_count()} here")
+    if device == "mps" and count > 1:
+        raise UsageError("--devices: there is one mps device at most")
