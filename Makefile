@@ -14,8 +14,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[formats,compress,timm,hf,detection,models,dev]"
 	touch $@
 
-demo: $(INSTALLED)  ## Convert the embedded digit classifier to four formats, fp32 and int8, each one executed
-	$(BIN)/edgeopt convert models/mnist-mobilenet/card.yaml --precision fp32,static_wi8_ai8 -o out/demo
+demo: $(INSTALLED)  ## Prune, distil and quantize the embedded digit classifier, to four formats, each one executed
+	$(BIN)/edgeopt run models/mnist-mobilenet/recipe.yaml -o out/demo
+	$(BIN)/edgeopt report out/demo
 
 test: lint  ## Lint, type-check, and run every test that is not marked slow
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

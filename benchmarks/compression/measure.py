@@ -30,7 +30,7 @@ EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 Document = dict[str, Any]
 
 EPOCHS = 8
-SHORT_EPOCHS = 2
+SHORT_EPOCHS = 1
 SEEDS = (0, 1, 2)
 
 

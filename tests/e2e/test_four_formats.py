@@ -1,4 +1,4 @@
-"""The digit classifier, to four formats in float and in int8, as `make demo` does."""
+"""The digit classifier, to four formats in float and in int8."""
 
 from __future__ import annotations
 
