@@ -156,7 +156,7 @@ def table(results: Document) -> str:
         lines += [
             "",
             "The autoencoder tells an anomaly by its error of reconstruction. Error of int8 against that of fp32 in",
-            "the same format, over the 500 sounds:",
+            "the same format, over all 700 sounds, those that calibrated among them:",
             "",
             "| format | rank correlation | median change |",
             "|---|---:|---:|",
