@@ -43,6 +43,16 @@ def test_the_list_of_cases(suite, tmp_path):
     assert config["model_type"] == "bert" and config["vocab_size"] == 1000
 
 
+def test_causes_name_cells_that_there_are(suite, tmp_path):
+    causes = suite["report"].causes()
+    names = {c.name for c in suite["cases"].read_cases(tmp_path)}
+    assert causes and all(case in names and len(cell.split()) == 2 for case, cell in causes)
+    (case, cell), cause = next(iter(causes.items()))
+    low = {"snr_db": 65.0, "passed": True, "reason": None}
+    (told,) = suite["report"].reasons([record(case, **{cell.replace(" ", "__"): low})])
+    assert told[2] == f"SNR is 65.0 dB, below 80.0; cause: {cause}"
+
+
 def test_cells_count_only_above_their_mark_and_others_have_reasons(suite):
     good = {"snr_db": 120.0, "passed": True, "reason": None}
     low = {"snr_db": 70.0, "passed": True, "reason": None}

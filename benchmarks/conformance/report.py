@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cases import read_cases
 
 HERE = Path(__file__).parent
@@ -53,14 +54,23 @@ def summary(records: list[dict[str, Any]], precisions: list[str]) -> list[str]:
 
 def reasons(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Return model, cell and why, for all cells that are not verified, and for models that are absent."""
+    known = causes()
     found = [(r["name"], "all", r["absent"]) for r in records if r.get("absent")]
     for record in records:
         for key, cell in record["cells"].items():
             precision = key.partition(" ")[2]
             if not verified(cell, precision):
                 least = LEAST_DB.get(precision)
-                found.append((record["name"], key, cell["reason"] or f"SNR is {cell['snr_db']:.1f} dB, below {least}"))
+                told = cell["reason"] or f"SNR is {cell['snr_db']:.1f} dB, below {least}"
+                cause = known.get((record["name"], key))
+                found.append((record["name"], key, f"{told}; cause: {cause}" if cause else told))
     return found
+
+
+def causes() -> dict[tuple[str, str], str]:
+    """Return what is known of cells, by case and cell."""
+    entries = yaml.safe_load((HERE / "causes.yaml").read_text(encoding="utf-8"))
+    return {(e["case"], e["cell"]): e["cause"] for e in entries}
 
 
 def not_run(records: list[dict[str, Any]], names: list[str]) -> str:

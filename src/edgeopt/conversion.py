@@ -17,15 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeopt import steps
+from edgeopt import steps, suppression
 from edgeopt.cache import file_sha256, key_of
 from edgeopt.core.artifact import Export, ExportRequest
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.errors import CancelledRunError, ConversionError, EdgeoptError
 from edgeopt.core.formats import Format
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import scheme_of
 from edgeopt.core.target import Target
 from edgeopt.steps import Document, Plan, Source, Workshop
+from edgeopt.suppression import Inside
 from edgeopt.worker import Worker
 
 # The slowest first, so that the last to end is a short one.
@@ -108,7 +110,10 @@ class Conversion:
     def _run_original(self) -> None:
         with _passing_on_errors(self._prepared, self._reference), self.work.worker_for(self.source) as worker:
             self._prepared.set_result(steps.prepare(self.work, worker, self.source, self.what))
-            steps.run_reference(self.work, worker, self._prepared.result())
+            prepared = self._prepared.result()
+            steps.run_reference(self.work, worker, prepared)
+            if self.what.nms:
+                suppression.suppress_reference(self.work, worker, prepared, prepared["model"]["detection"])
             self._reference.set_result(None)
 
     def _quantize(self) -> None:
@@ -207,10 +212,15 @@ class Conversion:
             steps.remove(path)
             raise
         try:
-            ran = steps.execute(self.work, worker, name, form, path, prepared, precision)
+            inside = Inside.of(export, request.suppression)
+            outputs = inside.outputs if inside else None
+            ran = steps.execute(self.work, worker, name, form, path, prepared, precision, outputs)
             seconds = time.monotonic() - started
             self._reference.result()
-            parity = steps.compare(self.work, name, path, prepared, self.what, precision, ran, self.bundle)
+            if inside is None:
+                parity = steps.compare(self.work, name, path, prepared, self.what, precision, ran, self.bundle)
+            else:
+                parity = suppression.compare(self.work, name, inside, prepared, self.what, precision, ran)
         except EdgeoptError:
             (self.bundle / "evidence").mkdir(exist_ok=True)
             path.rename(self.bundle / "evidence" / path.name)
@@ -223,6 +233,7 @@ class Conversion:
             "sha256": file_sha256(path),
             "inputs": [s.to_json() for s in export.inputs],
             "outputs": [s.to_json() for s in export.outputs],
+            "nms": inside.options if inside else None,
             "parity": parity,
             "not_quantized": list(export.not_quantized),
             "integer_ops": export.integer_ops,
@@ -262,7 +273,8 @@ class Conversion:
                 name = f"{form.name} speed"
                 path = self.bundle / record["path"]
                 with contextlib.suppress(EdgeoptError):
-                    record["speed"] = steps.compare_speed(self.work, worker, name, form, path, twin, prepared)
+                    outputs = record["outputs"] if record["nms"] else None
+                    record["speed"] = steps.compare_speed(self.work, worker, name, form, path, twin, prepared, outputs)
                     self.work.context.progress.finish(name, f"{record['speed']['ratio']:.2f} of float", ok=True)
 
     def _request(self, form: Format, precision: str, prepared: Document, path: Path) -> ExportRequest:
@@ -296,6 +308,9 @@ class Conversion:
             layout=target.layout if target else "NCHW",
             coreml_deployment_target=target.coreml_deployment_target if target else "iOS17",
             int8_activations=target.kernels.int8_activations if target else "uint8",
+            suppression=DetectionOptions(**prepared["model"]["detection"])
+            if self.what.nms and form.suppresses
+            else None,
         )
 
     def _quantization_record(self, form: Format, precision: str) -> Document | None:

@@ -15,11 +15,12 @@ import numpy as np
 from edgeopt import steps
 from edgeopt.bench import accuracy
 from edgeopt.bench.parity import CLASSIFICATION, read_labels
-from edgeopt.bundle.reading import Bundle, artifact_name, open_bundle, write_whole
+from edgeopt.bundle.reading import Bundle, artifact_name, open_bundle, recorded, write_whole
 from edgeopt.cache import file_sha256
 from edgeopt.context import Context
 from edgeopt.core.arrays import array_file
 from edgeopt.core.card import read_card
+from edgeopt.core.detection import METRICS, TASKS
 from edgeopt.core.errors import ArtifactError, CancelledRunError, EdgeoptError, UsageError
 from edgeopt.core.formats import Format, format_named, format_of_file
 from edgeopt.core.model import TensorSpec
@@ -154,7 +155,7 @@ def _prepare(
         return prepared, None
     form, precision, path = chosen
     with work.worker(threads=1) as worker:
-        steps.execute(work, worker, "reference", form, path, prepared, precision)
+        steps.execute(work, worker, "reference", form, path, prepared, precision, _own_outputs(path))
     work.context.progress.finish("reference", path.name, ok=True)
     return prepared, {"name": path.name, "kind": "artifact", "format": form.name, "precision": precision}
 
@@ -235,12 +236,18 @@ def _card_labels(labels: Any, base: Path) -> list[str] | None:
         raise UsageError(f"{base / labels}: the card's labels cannot be read: {error}") from error
 
 
+def _own_outputs(artifact: Path) -> list[Document] | None:
+    """Return an artifact's outputs where its manifest says that suppression made others of the original's."""
+    entry = recorded(artifact) or {}
+    return entry["outputs"] if entry.get("nms") else None
+
+
 def _run(work: Workshop, item: tuple[Format, str, Path], prepared: Document, judge: _Judge) -> Document:
     form, precision, path = item
     name = f"{form.name} {precision}"
     try:
         with work.worker(threads=1) as worker:
-            ran = steps.execute(work, worker, name, form, path, prepared, precision)
+            ran = steps.execute(work, worker, name, form, path, prepared, precision, _own_outputs(path))
     except EdgeoptError as error:
         work.context.progress.finish(name, str(error), ok=False)
         raise
@@ -251,7 +258,7 @@ def _run(work: Workshop, item: tuple[Format, str, Path], prepared: Document, jud
         "path": path.name,
         "sha256": file_sha256(path),
         "runtime": ran["runtime"],
-    } | judge(folder)
+    } | (judge.detections(ran["metrics"]) if judge.detects else judge(folder))
     shutil.rmtree(folder)
     work.context.progress.finish(name, judge.told(result), ok=True)
     return result
@@ -274,7 +281,13 @@ class _Judge:
         shape = self.output.shape
         generic = self.task == "generic" and len(shape) == 2 and shape[-1] > 1
         self.classifies = (self.task in CLASSIFICATION and len(shape) == 2 and shape[-1] > 1) or generic
-        self.original = self._outputs(work.folder / "reference") if reference is not None else None
+        self.detects = self.task in TASKS
+        self.original = None
+        self.original_metrics: Document = {}
+        if reference is not None and self.detects:
+            self.original_metrics = json.loads((work.folder / "reference" / METRICS).read_bytes())
+        elif reference is not None:
+            self.original = self._outputs(work.folder / "reference")
 
     def __call__(self, folder: Path) -> Document:
         """Return the metrics of the outputs in `folder`, and how they differ from the original's."""
@@ -294,6 +307,16 @@ class _Judge:
                 found["changed"] = [int(i) for i in np.flatnonzero(told != before)]
         return found
 
+    def detections(self, metrics: Document) -> Document:
+        """Return a detector's mean average precision, where the data tells the objects, and what is lost of it."""
+        found: Document = {"metrics": self._precision(metrics), "against": None, "slices": [], "answers": None}
+        if metrics and self.original_metrics:
+            found["against"] = {f"{name}_drop": self.original_metrics[name] - value for name, value in metrics.items()}
+        return found
+
+    def _precision(self, metrics: Document) -> Document:
+        return {"kind": "detection" if metrics else "none", "samples": self.count} | metrics
+
     def _metrics(self, outputs: accuracy.Array) -> Document:
         if self.classifies and self.labels is not None:
             return {"kind": "classification"} | accuracy.classification(outputs, self.labels, self.names)
@@ -306,7 +329,9 @@ class _Judge:
         """Return what `eval.json` holds."""
         model, data = self.prepared["model"], self.prepared["data"]
         reference: Document | None = None
-        if self.reference is not None and self.original is not None:
+        if self.reference is not None and self.detects:
+            reference = self.reference | {"metrics": self._precision(self.original_metrics), "answers": None}
+        elif self.reference is not None and self.original is not None:
             reference = self.reference | {"metrics": self._metrics(self.original), "answers": None}
             if self.classifies:
                 reference["answers"] = accuracy.answers(self.original).tolist()
@@ -333,6 +358,8 @@ class _Judge:
         metrics = result["metrics"]
         if "top1" in metrics:
             return f"top-1 {100 * metrics['top1']:.2f} %"
+        if "map50" in metrics:
+            return f"mAP50 {100 * metrics['map50']:.2f} %"
         return f"cosine {metrics['cosine']:.5f}" if "cosine" in metrics else f"{self.count} samples"
 
     def _outputs(self, folder: Path) -> accuracy.Array:

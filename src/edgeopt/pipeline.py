@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgeopt import steps
+from edgeopt import steps, suppression
 from edgeopt.bundle.folder import staged
 from edgeopt.bundle.manifest import keep_beside, keep_logs, write_manifest
 from edgeopt.compression import RecipeRun, compress
 from edgeopt.context import Context
 from edgeopt.conversion import Conversion
-from edgeopt.core.errors import NothingExportedError
+from edgeopt.core.errors import NothingExportedError, UsageError
 from edgeopt.core.formats import FORMATS, format_named, format_of_file, require_precision
 from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.recipe import Recipe
@@ -40,6 +40,9 @@ def plan(formats: tuple[str, ...], precisions: tuple[str, ...], target: Target |
     for form in found:
         for precision in wanted:
             require_precision(form, precision, target.coreml_deployment_target if target else "iOS17")
+    if options.get("nms") and not any(form.suppresses for form in found):
+        able = ", ".join(form.name for form in FORMATS.values() if form.suppresses)
+        raise UsageError(f"--nms: of the formats, only {able} can hold non-maximum suppression; add --to {able}")
     return Plan(found, wanted, target, **options)
 
 
@@ -145,6 +148,7 @@ def recipe_plan(recipe: Recipe, target: Target | None) -> Plan:
         calibration_samples=quantize.calibration_samples if quantize else 100,
         quantization=options,
         compares_speed=recipe.export.compare_speed,
+        nms=recipe.export.nms,
     )
 
 
@@ -179,8 +183,15 @@ def verify(
         precision = what.precisions[0]
         name = f"{form.name} {precision}"
         with work.worker(threads=1) as worker:
-            ran = steps.execute(work, worker, name, form, artifact, prepared, precision)
-            parity = steps.compare(work, name, artifact, prepared, what, precision, ran)
+            inside = suppression.inside(artifact, prepared)
+            ran = steps.execute(
+                work, worker, name, form, artifact, prepared, precision, inside.outputs if inside else None
+            )
+            if inside is None:
+                parity = steps.compare(work, name, artifact, prepared, what, precision, ran)
+            else:
+                suppression.suppress_reference(work, worker, prepared, inside.options)
+                parity = suppression.compare(work, name, inside, prepared, what, precision, ran)
             document = {"artifact": str(artifact), "against": against.name, "data": prepared["data"], "parity": parity}
             if locate_below_db is not None:
                 document["divergence"] = steps.locate(

@@ -56,6 +56,8 @@ class Plan:
     min_agreement: float | None = None
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     compares_speed: bool = True
+    nms: bool = False
+    detection: Document = field(default_factory=dict)
 
     @property
     def calibrates(self) -> bool:
@@ -124,6 +126,8 @@ def prepare(work: Workshop, worker: Worker, source: Source, what: Plan) -> Docum
         "samples": what.samples,
         "calibration_samples": what.calibration_samples if what.calibrates else 0,
         "must_calibrate": what.must_calibrate,
+        "detection": what.detection,
+        "nms": what.nms,
         "folder": str(work.folder),
     }
     told = f"loading {source.name}"
@@ -171,9 +175,23 @@ def prepare_artifact(
 
 
 def execute(
-    work: Workshop, worker: Worker, name: str, form: Format, path: Path, prepared: Document, precision: str
+    work: Workshop,
+    worker: Worker,
+    name: str,
+    form: Format,
+    path: Path,
+    prepared: Document,
+    precision: str,
+    outputs: list[Document] | None = None,
 ) -> Document:
     """Run an artifact on the stored inputs; its outputs are stored too.
+
+    Args:
+        work, worker: where.
+        name: of the folder that outputs are stored in, and shown.
+        form, path, precision: of the artifact.
+        prepared: the original and its inputs.
+        outputs: that the artifact gives, where they are others than the original's.
 
     Raises:
         ArtifactError: it cannot be executed, or its inputs and outputs are not the original's.
@@ -182,9 +200,9 @@ def execute(
         "runtime": form.runtime,
         "artifact": str(path),
         "inputs": prepared["model"]["inputs"],
-        "outputs": prepared["model"]["outputs"],
+        "outputs": prepared["model"]["outputs"] if outputs is None else outputs,
         "inputs_folder": str(work.folder / "inputs"),
-        "folder": str(work.folder / _folder(name)),
+        "folder": str(work.folder / folder_named(name)),
         "options": {"precision": "fp32" if precision == "fp32" else "fp16"} if form.name == "coreml" else {},
     }
     what = f"running {path.name}"
@@ -207,9 +225,8 @@ def compare(
 
     work.context.progress.update(name, "comparing")
     model = prepared["model"]
-    folder = work.folder / _folder(name)
+    folder = work.folder / folder_named(name)
     outputs = tuple(TensorSpec.from_json(s) for s in model["outputs"])
-    threshold = bench.THRESHOLDS[precision]
     result = bench.compare(
         work.folder / "reference",
         folder,
@@ -219,19 +236,21 @@ def compare(
         task=model["task"],
         runtime=ran["runtime"],
         inputs=prepared["data"]["inputs"],
-        threshold=bench.Threshold(
-            threshold.snr_db if what.min_snr_db is None else what.min_snr_db,
-            threshold.agreement if what.min_agreement is None else what.min_agreement,
-        ),
+        threshold=bench.threshold_of(precision, what.min_snr_db, what.min_agreement),
     )
     if not result.passed and bundle is not None:
         evidence = bundle / "evidence" / f"{path.name}.npz"
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
+    return result.to_json() | told_beside(ran, work.folder / "reference")
+
+
+def told_beside(ran: Document, reference: Path) -> Document:
+    """Return what running an artifact told beside its outputs: notes, and metrics with those of the original's."""
     told = {name: ran[name] for name in ("notes", "metrics") if ran.get(name)}
     if "metrics" in told:
-        told["reference_metrics"] = json.loads((work.folder / "reference" / METRICS).read_bytes())
-    return result.to_json() | told
+        told["reference_metrics"] = json.loads((reference / METRICS).read_bytes())
+    return told
 
 
 def predict(
@@ -269,16 +288,20 @@ def compare_speed(
     path: Path,
     against: Path,
     prepared: Document,
+    outputs: list[Document] | None = None,
     against_form: Format | None = None,
 ) -> Document:
-    """Time an artifact against another, of its own format where none is named, in turns in one process."""
+    """Time an artifact against another, of its own format where none is named, in turns in one process.
+
+    `outputs` are those of both, where they are others than the original's.
+    """
     arguments = {
         "runtime": form.runtime,
         "against_runtime": (against_form or form).runtime,
         "artifact": str(path),
         "against": str(against),
         "inputs": prepared["model"]["inputs"],
-        "outputs": prepared["model"]["outputs"],
+        "outputs": prepared["model"]["outputs"] if outputs is None else outputs,
         "inputs_folder": str(work.folder / "inputs"),
         "seconds": SPEED_SECONDS,
     }
@@ -382,7 +405,8 @@ def _naming(source: Source) -> Document:
     }
 
 
-def _folder(name: str) -> str:
+def folder_named(name: str) -> str:
+    """Return the folder of the workshop in which what is shown under a name stores its outputs."""
     return name.replace(" ", "-")
 
 

@@ -85,7 +85,22 @@ class Image(nn.Module):
         return self.head(nn.functional.relu6(self.point(x)).mean((2, 3)))
 
 
+class Masked(nn.Module):
+    """A mask of the lowest float, and scores that are far below the smallest normal half, as a detector's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.where(x[:, :, :1].transpose(1, 2) > -1, torch.zeros(()), torch.finfo(torch.float32).min)
+        attention = torch.softmax(self.inner(x) @ x.transpose(1, 2) + mask, -1)
+        return torch.sigmoid((attention @ x) - 11)
+
+
 NETS = {
+    "masked": (Masked, TensorSpec("x", (1, 12, 16)), lambda g: torch.randn(1, 12, 16, generator=g)),
     "text": (Text, TensorSpec("x", (1, 12), "int64"), lambda g: torch.randint(0, 50, (1, 12), generator=g)),
     "padded": (Padded, TensorSpec("x", (1, 3, 16, 16)), lambda g: torch.randn(1, 3, 16, 16, generator=g)),
     "image": (Image, TensorSpec("x", (1, 3, 16, 16)), lambda g: torch.randn(1, 3, 16, 16, generator=g)),
@@ -197,6 +212,10 @@ def test_scales_of_an_artifact_are_the_programs_bit_for_bit(make: Any) -> None:
 )
 def test_an_artifact_computes_what_the_program_does(make: Any, name: str, precision: str, at_least: float) -> None:
     assert make(name, precision).snr_db >= at_least
+
+
+def test_half_precision_keeps_masks_finite_and_small_scores(make: Any) -> None:
+    assert make("masked", "fp16").snr_db >= 40
 
 
 def test_what_runs_on_integers_is_counted(make: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.core.errors import MissingBackendError, UsageError
+from edgeopt.core.errors import MissingBackendError, SourceError, UsageError
 from edgeopt.sources.request import understand
 
 needs_tensorflow = pytest.mark.skipif(
@@ -94,7 +94,44 @@ anysize.save(out / "anysize.keras")
 samples("old", old)
 old.save(out / "old.h5")
 
+
+
+def layers(first):
+    rest = [L.Conv2D(4, 3, strides=2, name="conv"), L.BatchNormalization(), L.Flatten(), L.Dense(3, name="scores")]
+    return [*first, *rest]
+
+
+backbone = keras.Sequential([L.Input((6, 5, 3), name="inner"), L.Conv2D(4, 3)])
+sequential = {
+    "input": keras.Sequential(layers([keras.Input((8, 7, 3), name="picture")])),
+    "layer": keras.Sequential(layers([L.InputLayer(shape=(8, 7, 3), name="picture")])),
+    "added": keras.Sequential(),
+    "built": keras.Sequential(layers([])),
+    "nested": keras.Sequential(
+        [keras.Input((6, 5, 3), name="picture"), backbone, L.Flatten(), L.Dense(3, name="scores")]
+    ),
+    "shape": keras.Sequential([L.Conv2D(4, 3, input_shape=(8, 7, 3)), L.Flatten(), L.Dense(3, name="scores")]),
+}
+for layer in layers([keras.Input((8, 7, 3), name="picture")]):
+    sequential["added"].add(layer)
+sequential["built"].build((None, 8, 7, 3))
+for name, model in sequential.items():
+    samples(f"sequential_{name}", trained(model))
+    model.save(out / f"sequential_{name}.keras")
+    model.save(out / f"sequential_{name}.h5")
+no_input = keras.Sequential(layers([]))
+no_input.save(out / "no_input.keras")
+
 import h5py
+with h5py.File(out / "sequential_shape.h5") as source, h5py.File(out / "sequential_2020.h5", "w") as file:
+    for name in source:
+        source.copy(name, file)
+    file.attrs.update(source.attrs)
+    configuration = json.loads(file.attrs["model_config"])
+    kept = [layer for layer in configuration["config"]["layers"] if layer["class_name"] != "InputLayer"]
+    kept[0]["config"]["batch_input_shape"] = [None, 8, 7, 3]
+    configuration["config"] = {"name": "sequential", "layers": kept}
+    file.attrs["model_config"] = json.dumps(configuration)
 with h5py.File(out / "old.h5", "a") as file:
     configuration = json.loads(file.attrs["model_config"])
     for layer in configuration["config"]["layers"]:
@@ -185,6 +222,30 @@ def test_recurrent_layers_and_several_inputs(built):
     ]  # fmt: skip
     assert loaded.outputs == ("tag", "score")
     assert {nn.LSTM, nn.Embedding, nn.LayerNorm} <= {type(m) for m in loaded.module.modules()}
+
+
+@needs_tensorflow
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "container"),
+    [("input", "keras"), ("layer", "h5"), ("added", "h5"), ("built", "keras"), ("nested", "keras"), ("shape", "h5")],
+)
+def test_sequential_models_however_they_tell_their_input(built, name, container):
+    loaded = _load(built / f"sequential_{name}.{container}")
+    _check(loaded, built / f"sequential_{name}.npz")
+    (spec,) = loaded.inputs
+    assert (spec.shape[-1], spec.layout, loaded.outputs) == (3, "NHWC", ("scores",))
+    assert spec.name == "picture" or name in ("built", "shape")
+
+
+@needs_tensorflow
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sequential_model_of_2020_and_one_that_was_never_built(built):
+    _check(_load(built / "sequential_2020.h5"), built / "sequential_shape.npz")  # batch_input_shape in its first layer
+    with pytest.raises(SourceError, match="does not tell its inputs; build it with an Input layer"):
+        _load(built / "no_input.keras")
 
 
 @needs_tensorflow

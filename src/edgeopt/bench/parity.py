@@ -39,8 +39,19 @@ THRESHOLDS = {
 }
 
 
+def threshold_of(precision: str, snr_db: float | None, agreement: float | None) -> Threshold:
+    """Return what a precision must reach, or what is asked for in its place."""
+    own = THRESHOLDS[precision]
+    return Threshold(
+        own.snr_db if snr_db is None else snr_db,
+        own.agreement if agreement is None else agreement,
+    )
+
+
 @dataclass
-class _Sums:
+class Sums:
+    """Running sums over pairs of arrays, of which SNR and cosine are made."""
+
     signal: float = 0.0
     noise: float = 0.0
     product: float = 0.0
@@ -50,6 +61,7 @@ class _Sums:
     reference_nan: bool = False
 
     def add(self, reference: np.ndarray, actual: np.ndarray) -> None:
+        """Take in two arrays of one shape."""
         both = np.isfinite(reference) & np.isfinite(actual)
         self.reference_nan |= bool(np.isnan(reference).any())
         self.same_infinities &= np.array_equal(reference[~both], actual[~both])
@@ -65,6 +77,7 @@ class _Sums:
             self.max_abs = max(self.max_abs, min(largest, float(np.finfo(np.float64).max)))
 
     def snr_db(self) -> float:
+        """Return the ratio of signal to noise in dB; `EQUAL_DB` where there is no noise."""
         if self.reference_nan or not self.same_infinities or not math.isfinite(self.noise):
             return -EQUAL_DB
         if self.noise == 0:
@@ -74,6 +87,7 @@ class _Sums:
         return min(EQUAL_DB, max(-EQUAL_DB, 10 * (math.log10(self.signal) - math.log10(self.noise))))
 
     def cosine(self) -> float:
+        """Return the cosine of both, 1 where they are equal."""
         if self.noise == 0:
             return 1.0
         norm = math.sqrt(self.signal) * math.sqrt(self.other)
@@ -107,7 +121,7 @@ def compare(
     per_output: dict[str, dict[str, float | None]] = {}
     not_a_number = []
     for spec in outputs:
-        sums = _Sums()
+        sums = Sums()
         for a, b in _batches(reference, actual, spec):
             sums.add(a.ravel(), b.ravel())
         if sums.reference_nan:
@@ -146,7 +160,7 @@ def worst_sample(reference: Path, actual: Path, outputs: tuple[TensorSpec, ...])
     worst, worst_snr = 0, math.inf
     for spec in outputs:
         for index, (a, b) in enumerate(_batches(reference, actual, spec)):
-            sums = _Sums()
+            sums = Sums()
             sums.add(a.ravel(), b.ravel())
             if sums.snr_db() < worst_snr:
                 worst, worst_snr = index, sums.snr_db()

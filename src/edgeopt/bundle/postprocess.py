@@ -11,7 +11,9 @@ The model's outputs, of which those of one image are given here, without the bat
 - `scores` `[classes, anchors]`: 0 to 1;
 - `masks` `[coefficients, anchors]` and `prototypes` `[coefficients, height, width]`, of networks that segment;
 - `keypoints` `[points * 2 or 3, anchors]`, of networks that find poses;
-- or `detections` `[n, 6]` alone: left, top, right, bottom, score, class.
+- or `detections` `[n, 6]` in place of boxes and scores: left, top, right, bottom, score, class. That is what a file
+  gives whose entry in the manifest says `nms`; masks and keypoints then have one column per row, and rows behind the
+  last object are zero.
 """
 
 from __future__ import annotations

@@ -83,6 +83,15 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def recorded(artifact: Path) -> Document | None:
+    """Return what the manifest beside a file says of it; None where there is none, or it tells of others."""
+    try:
+        document = json.loads((artifact.parent / MANIFEST).read_bytes())
+        return next((a for a in document["artifacts"] if a["path"] == artifact.name), None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def read_document(path: Path) -> Document:
     """Read one JSON object.
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from edgeopt.cli.options import make_source, print_json, source_options, splitting, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.context import Context
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.errors import UsageError
 from edgeopt.core.formats import FORMATS, PRECISIONS
 from edgeopt.core.quantization import QuantizationOptions
@@ -44,6 +45,14 @@ OWN_FLAGS = ("keep_float", "max_drop")
     metavar="NAME=VALUE",
     help=f"Of {', '.join(n for n in QuantizationOptions.model_fields if n not in OWN_FLAGS)}.",
 )
+@click.option("--nms", is_flag=True, help="A detector's non-maximum suppression inside the file (ONNX), not behind it.")
+@click.option(
+    "--detection",
+    "detection",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Of {', '.join(DetectionOptions.model_fields)}; in place of the card's.",
+)
 @click.option("--no-speed", is_flag=True, help="Do not time integer files against float ones.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: NAME-bundle]")
 @source_options
@@ -63,6 +72,8 @@ def command(
     keep_float: tuple[str, ...],
     max_drop: float | None,
     settings: tuple[str, ...],
+    nms: bool,
+    detection: tuple[str, ...],
     no_speed: bool,
     output: Path | None,
     arch: str | None,
@@ -94,6 +105,8 @@ def command(
         min_agreement=min_agreement,
         quantization=_quantization(settings, keep_float, max_drop),
         compares_speed=not no_speed,
+        nms=nms,
+        detection=_detection(detection),
     )
     request = understand(model, arch=arch, trust=trust_source, shapes=source.shapes)
     out = output or Path(f"{request.name}-bundle")
@@ -110,17 +123,27 @@ def command(
 def _quantization(
     settings: tuple[str, ...], keep_float: tuple[str, ...], max_drop: float | None
 ) -> QuantizationOptions:
-    document: dict[str, Any] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--quantization {text!r}: expected NAME=VALUE")
-        try:
-            document[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--quantization {text!r}: {value!r} is no value") from error
+    document = _values("--quantization", settings)
     if keep_float:
         document["keep_float"] = keep_float
     if max_drop is not None:
         document["max_drop"] = max_drop
     return parse(QuantizationOptions, document, "--quantization")
+
+
+def _detection(settings: tuple[str, ...]) -> dict[str, Any]:
+    document = _values("--detection", settings)
+    return parse(DetectionOptions, document, "--detection").model_dump(mode="json", exclude_unset=True)
+
+
+def _values(option: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{option} {text!r}: expected NAME=VALUE")
+        try:
+            document[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{option} {text!r}: {value!r} is no value") from error
+    return document

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.settings import Settings
@@ -62,6 +63,7 @@ class ExportRequest(Settings):
         layout: memory order that the target wants for image inputs.
         coreml_deployment_target: lowest system version that must run a Core ML package.
         int8_activations: integer type of static int8 activations in ONNX.
+        suppression: of a detector's boxes, put into the artifact; None leaves them as they are.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ExportRequest(Settings):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     coreml_deployment_target: Literal["iOS16", "iOS17", "iOS18"] = "iOS17"
     int8_activations: Literal["int8", "uint8"] = "uint8"
+    suppression: DetectionOptions | None = None
 
 
 @dataclass(frozen=True)

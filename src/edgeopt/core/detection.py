@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.json"
 """File beside stored outputs."""
+TASKS = ("object-detection", "instance-segmentation", "pose-estimation")
+DETECTIONS = "detections"
+"""Output of a network or artifact that needs no suppression."""
+COLUMNS = 6
+"""Left, top, right, bottom, score, class."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -34,6 +34,7 @@ class Format:
         extra: the installation extra with its converter and runtime.
         packages: import names that must be importable to export.
         runtime: the plugin that executes it on this host.
+        suppresses: whether non-maximum suppression can be part of an artifact.
         lowers_quantized_graph: whether static int8 starts from the one PT2E graph; else the format's own tool quantizes
             the same weights with the same ranges.
     """
@@ -45,6 +46,7 @@ class Format:
     packages: tuple[str, ...]
     runtime: str
     lowers_quantized_graph: bool
+    suppresses: bool = False
 
     @property
     def runs_here(self) -> bool:
@@ -77,6 +79,7 @@ FORMATS: dict[str, Format] = {
             ("onnx", "onnxscript", "onnxruntime"),
             "ort",
             True,
+            suppresses=True,
         ),
         Format(
             "litert",

@@ -85,6 +85,7 @@ class ExportOptions(Settings):
         precisions: to make beside that of the quantize stage; the target's or fp32 where there is no such stage.
         samples: evaluation samples that every file is executed on.
         compare_speed: time integer files against float ones.
+        nms: put a detector's non-maximum suppression into the files whose format can hold it.
     """
 
     formats: tuple[str, ...] = ()
@@ -92,6 +93,7 @@ class ExportOptions(Settings):
     precisions: tuple[str, ...] = ()
     samples: Annotated[int, Field(ge=1)] = 500
     compare_speed: bool = True
+    nms: bool = False
 
 
 class Recipe(Settings):

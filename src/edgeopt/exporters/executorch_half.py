@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
@@ -9,6 +11,9 @@ from torch.fx.node import Argument, map_aggregate
 
 from edgeopt.exporters.coreml_executorch_weights import constant
 from edgeopt.exporters.program import HalfPrecision
+
+LARGEST = 65504.0
+"""Finite number in half precision."""
 
 
 def half_program(program: ExportedProgram, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:
@@ -27,8 +32,23 @@ def half_program(program: ExportedProgram, examples: tuple[torch.Tensor, ...]) -
                 node.kwargs = {**node.kwargs, "dtype": torch.float16}
         elif node.op == "get_attr":
             _halve_constant(module, node)
+    _widen_last_sigmoids(module)
     module.recompile()
     return torch.export.export(HalfPrecision(module), examples)
+
+
+def _widen_last_sigmoids(module: GraphModule) -> None:
+    """Compute sigmoids that are outputs in float32, in place.
+
+    Before: `half → sigmoid → output`; after: `half → float32 → sigmoid → output`. XNNPACK's half-precision sigmoid
+    gives zero where the result is below 6e-5, the smallest normal half: most scores of a detector are.
+    """
+    output = module.graph.output_node()
+    for node in output.all_input_nodes:
+        if node.target is torch.ops.aten.sigmoid.default and set(node.users) == {output}:
+            with module.graph.inserting_before(node):
+                wide = module.graph.call_function(torch.ops.aten.to.dtype, (node.args[0], torch.float32))
+            node.args = (wide,)
 
 
 def _makes_floats(node: Node) -> bool:
@@ -41,6 +61,9 @@ def _makes_floats(node: Node) -> bool:
 
 
 def _halved(argument: Argument) -> Argument:
+    """Return float16 for float32, and the nearest finite half for a number beyond all of them, as masks are made of."""
+    if isinstance(argument, float) and math.isfinite(argument) and abs(argument) > LARGEST:
+        return math.copysign(LARGEST, argument)
     return torch.float16 if argument is torch.float32 else argument
 
 

@@ -11,12 +11,14 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.fx import GraphModule
 
 from edgeopt.core.artifact import Export, ExportRequest
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import Scheme, scheme_of
 from edgeopt.exporters import onnx_decoders, onnx_integer_weights, onnx_rewrites
 from edgeopt.exporters.kept_layers import kept_weights
 from edgeopt.exporters.onnx_fusion import kernels_of
 from edgeopt.exporters.onnx_names import name_values, provisional_names
+from edgeopt.exporters.onnx_suppression import suppress
 from edgeopt.exporters.program import load_program
 
 TOOLS = ("torch", "onnx", "onnxruntime")
@@ -64,11 +66,18 @@ def export(request: ExportRequest) -> Export:
         del model.graph.value_info[:]  # the tool leaves float16 there for operators that it keeps in float32
         onnx_rewrites.sort_nodes(model)
     onnx_rewrites.strip_local_paths(model)
-    name_values(model, [s.name for s in request.inputs], [s.name for s in request.outputs])
     model.producer_name = "edgeopt"
+    kernels = None
+    if scheme.kind != "float":
+        onnx.save(model, out)  # what stands behind a network is not counted among its operators
+        kernels = kernels_of(out, weight_only=scheme.kind == "weight_only")
+    outputs = [s.name for s in request.outputs]
+    if request.suppression is not None:
+        outputs = suppress(model, outputs, request.suppression)
+        notes.append(f"non-maximum suppression is in the graph: {_told(request.suppression)}")
+    name_values(model, [s.name for s in request.inputs], outputs)
     onnx.save(model, out)
     onnx.checker.check_model(str(out), full_check=True)
-    kernels = None if scheme.kind == "float" else kernels_of(out, weight_only=scheme.kind == "weight_only")
     return Export(
         inputs=tuple(_spec(value, request.inputs) for value in model.graph.input),
         outputs=tuple(_spec(value, request.outputs) for value in model.graph.output),
@@ -124,6 +133,10 @@ def _store_weights(
         notes.append("matrix products use 7 of 8 bits of their weights" if reduced else SATURATES)
     else:
         notes.append(f"{stored} weights are integers; onnxruntime may quantize the inputs of matrix products to 8 bits")
+
+
+def _told(options: DetectionOptions) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.model_dump(mode="json").items())
 
 
 def _spec(value: onnx.ValueInfoProto, sources: tuple[TensorSpec, ...]) -> TensorSpec:

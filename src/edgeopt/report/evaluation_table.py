@@ -37,13 +37,14 @@ def _scores(document: Document, title: str) -> Table:
     columns = {
         "classification": ("top-1", "top-5", "F1", "ECE", "agree", "lost", "gained", "p"),
         "embedding": ("cosine", "lowest", "Spearman"),
+        "detection": ("mAP50", "mAP50-95", "lost", "lost"),
         "none": ("agree",),
     }[kind]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     reference = document["reference"]
     rows: list[Document] = []
-    if reference is not None and kind == "classification":
+    if reference is not None and kind in ("classification", "detection"):
         rows = [{"format": "original", "precision": "", "metrics": reference["metrics"], "against": None}]
     for row in [*rows, *document["artifacts"]]:
         table.add_row(row["format"], row["precision"], *_cells(kind, row["metrics"], row["against"] or {}))
@@ -57,6 +58,9 @@ def _cells(kind: str, metrics: Document, against: Document) -> list[str]:
         scores = [_share(metrics[k]) for k in ("top1", "top5", "f1_macro")]
         chance = f"{against['p_value']:.2g}" if "p_value" in against else ""
         return [*scores, f"{metrics['calibration_error']:.4f}", agree, *counts, chance]
+    if kind == "detection":
+        scores = [_share(metrics.get(k)) for k in ("map50", "map50_95")]
+        return [*scores, *(_share(against.get(f"{k}_drop")) for k in ("map50", "map50_95"))]
     if kind == "embedding":
         ranked = metrics["spearman"]
         return [f"{metrics['cosine']:.6f}", f"{metrics['cosine_min']:.6f}", "" if ranked is None else f"{ranked:.5f}"]

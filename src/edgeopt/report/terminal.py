@@ -41,7 +41,8 @@ def show_bundle(document: Document, out: str, console: Console) -> None:
             Text("passed", "green") if parity["passed"] else Text(parity["reason"], "red"),
         )
     console.print(table)
-    first = document["artifacts"][0]["parity"] if document["artifacts"] else None
+    plain = [a for a in document["artifacts"] if not a.get("nms")] or document["artifacts"]
+    first = plain[0]["parity"] if plain else None
     if first and first["reference_top1"] is not None:
         of = "the compressed model, before export" if "stages" in document else "the original"
         console.print(f"top-1 of {of}: {_share(first['reference_top1'])}", highlight=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -93,19 +96,58 @@ def _load(path: Path, kind: str, folder: Path, trust: bool) -> Callable:
         checked_copy(path, folder / "model", trust=trust)
         return _saved_model(folder / "model", path)
     try:
+        source = _with_input_layers(path, folder / "model.h5") if kind == "h5" else path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = keras.saving.load_model(
-                path, custom_objects={"DepthwiseConv2D": _DepthwiseConv2D}, compile=False, safe_mode=not trust
+                source, custom_objects={"DepthwiseConv2D": _DepthwiseConv2D}, compile=False, safe_mode=not trust
             )
     except Exception as error:
         raise SourceError(f"{path}: Keras {keras.__version__} cannot load it: {_reason(error)}") from error
     return _keras_model(model, path)
 
 
+def _with_input_layers(path: Path, copy: Path) -> Path:
+    """Return the file, or a copy in which Sequential models of before 2020 begin with an InputLayer.
+
+    They tell the input's shape in their first layer, as `batch_input_shape`, which today's Keras takes for the shape of
+    one sample.
+    """
+    with h5py.File(path) as file:
+        text = file.attrs["model_config"]
+    configuration = json.loads(text)
+    if not _declare_input(configuration):
+        return path
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "a") as file:
+        file.attrs["model_config"] = json.dumps(configuration)
+    return copy
+
+
+def _declare_input(model: Any) -> bool:
+    """Put an InputLayer before the first layer of each Sequential model, in place; tells whether any was missing."""
+    settings = model.get("config") if isinstance(model, dict) else None
+    layers = settings if isinstance(settings, list) else settings.get("layers") if isinstance(settings, dict) else None
+    if not isinstance(layers, list) or not layers:
+        return False
+    changed = [_declare_input(layer) for layer in layers]
+    first = layers[0].get("config") if isinstance(layers[0], dict) else None
+    if not isinstance(first, dict):
+        return any(changed)
+    shape = first.get("batch_input_shape")
+    if model.get("class_name") != "Sequential" or shape is None or layers[0].get("class_name") == "InputLayer":
+        return any(changed)
+    dtype = first.get("dtype")
+    told = {"batch_input_shape": shape, "name": f"{first.get('name', '')}_input"}
+    told["dtype"] = dtype if isinstance(dtype, str) else "float32"
+    layers.insert(0, {"class_name": "InputLayer", "config": told})
+    return True
+
+
 def _keras_model(model: Any, path: Path) -> Callable:
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None or not getattr(model, "inputs", None):
+    graph = getattr(model, "_functional", None) or model  # a Sequential model keeps its graph in another
+    structure = getattr(graph, "_inputs_struct", None)
+    if structure is None or not getattr(graph, "inputs", None):
         raise SourceError(f"{path}: the model does not tell its inputs; build it with an Input layer and save it again")
     tensors = keras.tree.flatten(structure)
 
@@ -115,8 +157,8 @@ def _keras_model(model: Any, path: Path) -> Callable:
 
     names = [str(t.name).partition(":")[0] for t in tensors]
     inputs = tuple((n, tuple(t.shape), str(t.dtype)) for n, t in zip(names, tensors, strict=True))
-    outputs = [str(n) for n in getattr(model, "output_names", ())]
-    count = len(keras.tree.flatten(model.outputs))
+    outputs = [str(n) for n in getattr(graph, "output_names", ())]
+    count = len(keras.tree.flatten(graph.outputs))
     return Callable(function, inputs, tuple(outputs) if len(outputs) == count else ())
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from edgeopt import plugins
 from edgeopt.bench.detections import find
 from edgeopt.bundle.folder import MANIFEST
+from edgeopt.bundle.reading import recorded
 from edgeopt.core.card import Preprocess, read_card
-from edgeopt.core.detection import DetectionOptions
+from edgeopt.core.detection import TASKS, DetectionOptions
 from edgeopt.core.errors import DataError, UsageError
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.settings import parse
@@ -28,7 +29,6 @@ from edgeopt.tasks.draw import beside, draw_boxes, draw_keypoints, draw_masks, d
 from edgeopt.worker import report
 
 VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
-DETECTION = ("object-detection", "instance-segmentation", "pose-estimation")
 BEST = 5
 SEEN = 0.5
 
@@ -121,8 +121,10 @@ def _subject(artifact: str, runtime: str, card: str | None, confidence: float | 
         options = options.model_copy(update={"confidence": confidence})
     inputs, outputs = session.inputs, session.outputs
     if record is not None:
-        inputs, outputs = (tuple(TensorSpec.from_json(s) for s in record[k]) for k in ("inputs", "outputs"))
-    if task != "image-classification" and task not in DETECTION:
+        inputs = tuple(TensorSpec.from_json(s) for s in record["inputs"])
+        if not (recorded(path) or {}).get("nms"):  # else its outputs are its own
+            outputs = tuple(TensorSpec.from_json(s) for s in record["outputs"])
+    if task != "image-classification" and task not in TASKS:
         raise UsageError(f"{path}: predict draws image classes and boxes; its task is {task}")
     name = f"{path.name}"
     return Subject(

@@ -17,6 +17,7 @@ import torch
 from edgeopt import plugins
 from edgeopt.core.arrays import array_file
 from edgeopt.core.card import ModelCard
+from edgeopt.core.detection import DetectionOptions
 from edgeopt.core.errors import SourceError, UsageError
 from edgeopt.core.model import Model, TensorSpec, layout_of
 from edgeopt.core.settings import parse
@@ -24,6 +25,7 @@ from edgeopt.exporters.program import Unit, example_inputs
 from edgeopt.sources.request import Loaded, SourceRequest, understand
 from edgeopt.tasks.postprocess_files import keep_postprocess
 from edgeopt.tasks.samples import choose, store_inputs
+from edgeopt.tasks.suppress import require_suppressible
 from edgeopt.tasks.tokenizer_files import BESIDE, VECTORS, keep_tokenizer
 from edgeopt.worker import report
 
@@ -39,6 +41,8 @@ def prepare(
     calibration_samples: int,
     must_calibrate: bool,
     folder: str,
+    detection: dict[str, Any] | None = None,
+    nms: bool = False,
 ) -> dict[str, Any]:
     """Write `program.pt2`, `inputs/`, `calibration/` under `folder`; returns what they are.
 
@@ -52,6 +56,8 @@ def prepare(
         calibration_samples: to calibrate on; 0 where nothing is calibrated.
         must_calibrate: whether to refuse where there is no data.
         folder: to write to.
+        detection: options of the suppression that stand in place of the card's.
+        nms: whether to refuse a model behind which no suppression can be put.
     """
     torch.manual_seed(0)
     request = understand(source, arch=arch, trust=trust, shapes=tuple(tuple(s) for s in shapes))
@@ -59,6 +65,10 @@ def prepare(
     model = load(request)
     report("exporting")
     program, outputs = export_program(model)
+    own_options = model.card.detection.model_dump(exclude_unset=True)
+    suppression = parse(DetectionOptions, {**own_options, **(detection or {})}, "--detection")
+    if nms:
+        require_suppressible(outputs, suppression, model.source)
     out = Path(folder)
     torch.export.save(program, out / "program.pt2")
     evaluation, calibration, origin = choose(model, data, request.folder, samples, calibration_samples, must_calibrate)
@@ -71,7 +81,7 @@ def prepare(
             digest.update(array_file(out / "calibration", spec.name).read_bytes())
     _same_on_first_inputs(model, program, out / "inputs")
     tokenizer = keep_tokenizer(model, request.folder, out / BESIDE)
-    postprocess = keep_postprocess(outputs, model.card.detection, out / BESIDE)
+    postprocess = keep_postprocess(outputs, suppression, out / BESIDE)
     parameters = {id(p): p.numel() for p in model.module.parameters()}
     return {
         "model": {
@@ -85,7 +95,7 @@ def prepare(
             "license": model.card.license,
             "preprocess": model.card.preprocess.model_dump(mode="json") | tokenizer,
             "tokenizer_test_vectors": VECTORS if tokenizer else None,
-            "detection": model.card.detection.model_dump(mode="json"),
+            "detection": suppression.model_dump(mode="json"),
             "postprocess": postprocess,
             "labels": labels_of(model.card, request.folder),
             "notes": list(model.notes),
