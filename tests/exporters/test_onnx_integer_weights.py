@@ -88,6 +88,18 @@ def test_matrix_products(mode, bits, tmp_path):
     np.testing.assert_array_equal(stored, integers)
 
 
+def test_a_row_of_small_values_beside_a_large_one_keeps_its_own_scale():
+    weight = image(64, 16)
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (1, 5, 64)})
+    model.opset_import[0].version = 18
+    x = image(1, 5, 64) * np.array([1e3, 1, 1e-3, 0, 1], np.float32)[:, None]
+    before = run(model, x=x)[0]
+    assert store_weights(model, plan("dynamic")) == 1
+    error = np.abs(run(model, x=x)[0] - before)[0].max(1)
+    assert np.all(error <= 64 * np.abs(x[0]).max(1) * np.abs(weight).max() / 127), "each row by its own largest value"
+    assert error[3] == 0
+
+
 def test_embeddings_are_looked_up_in_integers():
     table = image(30, 8)
     model = model_of([helper.make_node("Gather", ["w", "i"], ["y"])], {"w": table, "i": np.array([3, 29])}, {})

@@ -134,3 +134,38 @@ def test_gives_the_same_weights_each_time_and_leaves_the_program_alone():
     for name, value in first.state_dict.items():
         assert torch.equal(value, second.state_dict[name]), name
     assert all(torch.equal(given.state_dict[k], v) for k, v in before.items())
+
+
+class Norms(nn.Module):
+    """A linear layer behind a LayerNorm some of whose channels are far larger than the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.norm.weight.data[::8] = 40.0
+        self.fc = nn.Linear(32, 16)
+
+    def forward(self, x):
+        return self.fc(self.norm(x))
+
+
+def test_dynamic_activations_are_smoothed_before():
+    torch.manual_seed(0)
+    module = Norms().eval()
+    specs = (TensorSpec("x", (1, 6, 32)),)
+
+    def samples():
+        for seed in range(8):
+            yield {"x": np.random.default_rng(seed).standard_normal((1, 6, 32)).astype(np.float32)}
+
+    original = torch.export.export(module, (torch.randn(1, 6, 32),))
+    x = torch.from_numpy(next(samples())["x"])
+    spread = []
+    for smooth in (None, 0.5):
+        options = QuantizationOptions(smooth=smooth, rounding="nearest", correct_bias=False)
+        made = condition(original, samples, specs, scheme_of("dynamic_wi8_afp32"), options).module()
+        state = made.state_dict()
+        normed = nn.functional.layer_norm(x, (32,), state["norm.weight"], state["norm.bias"])
+        spread.append(float(normed.abs().amax((0, 1)).max() / normed.abs().amax((0, 1)).median()))
+        assert torch.nn.functional.cosine_similarity(made(x).flatten(), module(x).flatten(), 0) > 0.999
+    assert spread[1] < spread[0] / 3

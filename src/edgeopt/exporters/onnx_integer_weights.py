@@ -158,9 +158,9 @@ class _Writer:
             self._constant(f"{name}_zero", np.zeros(len(scale), np.int8))
         added = []
         if source not in self.quantized:
-            names = (f"{source}_int", f"{source}_scale", f"{source}_zero")
+            names = (f"{source}_int", f"{source}_scale", "activation_zero")
             self.quantized[source] = names
-            added.append(helper.make_node("DynamicQuantizeLinear", [source], names, name=f"{source}_quantize"))
+            added += self._quantized_rows(source, names[0], names[1])
         integers, scale_name, zero = self.quantized[source]
         added += [
             helper.make_node(
@@ -172,10 +172,35 @@ class _Writer:
             helper.make_node(
                 "Cast", [f"{base}_sums"], [f"{base}_cast"], name=f"{base}_cast", to=onnx.TensorProto.FLOAT
             ),
-            helper.make_node("Mul", [scale_name, f"{name}_scale"], [f"{base}_scales"], name=f"{base}_scales"),
-            helper.make_node("Mul", [f"{base}_cast", f"{base}_scales"], [node.output[0]], name=f"{base}_scale"),
+            # One scale at a time: ONNX Runtime fuses a product of both into a kernel that has one scale for all rows.
+            helper.make_node("Mul", [f"{base}_cast", f"{name}_scale"], [f"{base}_columns"], name=f"{base}_columns"),
+            helper.make_node("Mul", [f"{base}_columns", scale_name], [node.output[0]], name=f"{base}_rows"),
         ]
         replace(self.graph, node, added)
+
+    def _quantized_rows(self, source: str, integers: str, scale: str) -> list[onnx.NodeProto]:
+        """Return nodes that bring every row to 8 bits by its own largest magnitude, around a zero point of 128.
+
+        DynamicQuantizeLinear has one scale for all rows: the largest token of a text decides for the others.
+        """
+        if "activation_zero" not in self.constants:
+            shared = {"activation_zero": np.array(128, np.uint8), "activation_one": np.array(1, np.float32)}
+            shared |= {"activation_steps": np.array(127, np.float32), "activation_least": np.array(1e-30, np.float32)}
+            for name, value in shared.items():
+                self._constant(name, value)
+                self.constants[name] = self.graph.initializer[-1]
+            self._constant("activation_axes", np.array([-1], np.int64))
+        largest, nonzero, scaled = f"{source}_largest", f"{source}_nonzero", f"{source}_scaled"
+        return [
+            helper.make_node("Abs", [source], [f"{source}_abs"], name=f"{source}_abs"),
+            helper.make_node("ReduceMax", [f"{source}_abs", "activation_axes"], [largest], name=largest, keepdims=1),
+            helper.make_node("Max", [largest, "activation_least"], [nonzero], name=nonzero),
+            helper.make_node("Div", [nonzero, "activation_steps"], [scale], name=scale),
+            helper.make_node("Div", [source, scale], [scaled], name=scaled),
+            helper.make_node(
+                "QuantizeLinear", [scaled, "activation_one", "activation_zero"], [integers], name=f"{source}_quantize"
+            ),
+        ]
 
     def _float(self, name: str) -> np.ndarray | None:
         """Return a constant float weight that is to be stored in integers."""

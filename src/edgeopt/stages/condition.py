@@ -59,6 +59,9 @@ def condition(
             level_outputs(module, batches, inputs)
         quantizer = EdgeQuantizer.of(scheme, options)
         prepared = calibrate(copy.deepcopy(module), quantizer, batches, inputs)
+    elif scheme.kind == "dynamic" and options.smooth is not None:
+        report("smoothing")
+        smooth(module, batches, inputs, options.smooth)
     if scheme.kind in ("static", "dynamic", "weight_only"):
         _bring_to_grid(module, batches, inputs, prepared, scheme, options)
     report("exporting the conditioned program")
