@@ -184,12 +184,16 @@ class _Writer:
         DynamicQuantizeLinear has one scale for all rows: the largest token of a text decides for the others.
         """
         if "activation_zero" not in self.constants:
-            shared = {"activation_zero": np.array(128, np.uint8), "activation_one": np.array(1, np.float32)}
-            shared |= {"activation_steps": np.array(127, np.float32), "activation_least": np.array(1e-30, np.float32)}
+            shared: dict[str, np.ndarray] = {
+                "activation_zero": np.array(128, np.uint8),
+                "activation_one": np.array(1, np.float32),
+                "activation_steps": np.array(127, np.float32),
+                "activation_least": np.array(1e-30, np.float32),
+                "activation_axes": np.array([-1], np.int64),
+            }
             for name, value in shared.items():
                 self._constant(name, value)
                 self.constants[name] = self.graph.initializer[-1]
-            self._constant("activation_axes", np.array([-1], np.int64))
         largest, nonzero, scaled = f"{source}_largest", f"{source}_nonzero", f"{source}_scaled"
         return [
             helper.make_node("Abs", [source], [f"{source}_abs"], name=f"{source}_abs"),
