@@ -25,7 +25,7 @@ from edgeopt.stages.prune_latency import Time, search_latency
 from edgeopt.training.evaluation import scores_classes
 from edgeopt.training.examples import Examples
 from edgeopt.training.network import examples as example_inputs
-from edgeopt.training.network import outputs_of
+from edgeopt.training.network import has_open_batch, outputs_of
 from edgeopt.worker import report
 
 SEARCH_STEPS = 9
@@ -123,10 +123,12 @@ def prune(
 
 def measure(network: GraphModule, inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
     """Return multiply-accumulates of one sample, parameters, and their bytes in float32."""
+    fixed = inputs[0].shape[0] if inputs[0].shape else 1
+    batch = 2 if has_open_batch(network) else fixed
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*example_inputs(inputs, 2))
+        network(*example_inputs(inputs, batch))
     parameters = sum({id(p): p.numel() for p in network.parameters()}.values())
-    return {"macs": counter.get_total_flops() // 4, "params": parameters, "size": parameters * 4}
+    return {"macs": counter.get_total_flops() // (2 * batch), "params": parameters, "size": parameters * 4}
 
 
 def _search(

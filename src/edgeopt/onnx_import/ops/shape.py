@@ -14,7 +14,10 @@ from edgeopt.onnx_import.ops import Builder
 
 
 def reshape(g: GraphBuilder, node: Node) -> Value:
-    """Reshape → torch.reshape; a 0 copies the input's dimension unless `allowzero`."""
+    """Reshape → torch.reshape; a 0 copies the input's dimension unless `allowzero`.
+
+    A first dimension that stays as it is becomes -1: the batch, which may then be any.
+    """
     x = node.input(0)
     wanted = node.ints_at(1, "shape") or []
     size = g.shape(x)
@@ -22,6 +25,8 @@ def reshape(g: GraphBuilder, node: Node) -> Value:
         if any(d == 0 and i >= len(size) for i, d in enumerate(wanted)):
             raise SourceError(f"Reshape at {node.place} copies a dimension that its input lacks; the file is damaged")
         wanted = [size[i] if d == 0 else d for i, d in enumerate(wanted)]
+    if len(wanted) > 1 and len(size) > 0 and wanted[0] == size[0] > 0 and min(wanted[1:]) > 0:
+        wanted = [-1, *wanted[1:]]
     return g.call(torch.reshape, x, tuple(wanted))
 
 
