@@ -192,7 +192,7 @@ class Conversion:
         if self._prepared.done():
             return
         name = f"{form.name} {self.what.precisions[0]}"
-        with contextlib.suppress(EdgeoptError):
+        with steps.dispensable():
             what = f"importing the {form.name} converter"
             self.work.call(worker, name, "export:warm", {"format_name": form.name}, what=what, failure=ConversionError)
 
@@ -253,7 +253,7 @@ class Conversion:
             return
         path.parent.mkdir(exist_ok=True)
         name = f"{form.name} speed"
-        with contextlib.suppress(EdgeoptError):  # then the speed is not compared, which the record says
+        with steps.dispensable():  # then the speed is not compared, which the record says
             self._export(worker, name, form, self._request(form, "fp32", prepared, path), prepared)
 
     def _twin(self, form: Format, prepared: Document) -> Path:
@@ -272,7 +272,7 @@ class Conversion:
                     continue
                 name = f"{form.name} speed"
                 path = self.bundle / record["path"]
-                with contextlib.suppress(EdgeoptError):
+                with steps.dispensable():
                     outputs = record["outputs"] if record["nms"] else None
                     record["speed"] = steps.compare_speed(self.work, worker, name, form, path, twin, prepared, outputs)
                     self.work.context.progress.finish(name, f"{record['speed']['ratio']:.2f} of float", ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from edgeopt import steps
 from edgeopt.compression import Compressed
-from edgeopt.core.errors import ArtifactError, EdgeoptError
+from edgeopt.core.errors import ArtifactError
 from edgeopt.core.formats import FORMATS, Format
 from edgeopt.steps import Document, Plan, Workshop
 
@@ -33,7 +32,7 @@ def add_gains(
         "inputs_folder": str(work.folder / "inputs"),
         "folder": str(work.folder / "original-file"),
     }
-    with contextlib.suppress(EdgeoptError):
+    with steps.dispensable():
         with work.worker(threads=1) as worker:
             task = "original_file:original_file"
             found = work.call(worker, "gain", task, arguments, what="exporting the original", failure=ArtifactError)
@@ -55,7 +54,7 @@ def _times_as_fast(
     if not form.runs_here:
         return None
     path = bundle / artifact["path"]
-    with contextlib.suppress(EdgeoptError), work.worker(threads=1) as worker:
+    with steps.dispensable(), work.worker(threads=1) as worker:
         found = steps.compare_speed(work, worker, "gain", form, path, against, prepared, against_form=reference)
         ratio: float = found["ratio"]
         return round(1 / ratio, 3)

@@ -15,6 +15,7 @@ from edgeopt.context import Context
 from edgeopt.core.detection import METRICS
 from edgeopt.core.errors import (
     ArtifactError,
+    CancelledRunError,
     EdgeoptError,
     OutputError,
     SourceError,
@@ -98,6 +99,17 @@ class Workshop:
             failure=failure,
             progress=lambda line: self.context.progress.update(name, line),
         )
+
+
+@contextlib.contextmanager
+def dispensable() -> Iterator[None]:
+    """Let what a result can do without fail; a run that was stopped stays stopped."""
+    try:
+        yield
+    except CancelledRunError:
+        raise
+    except EdgeoptError:
+        return
 
 
 @contextlib.contextmanager
