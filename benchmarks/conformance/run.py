@@ -38,13 +38,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def convert(case: Case, precisions: str, samples: int, timeout: float) -> dict[str, Any]:
+def convert(case: Case, precisions: str, samples: int, jobs: int, timeout: float) -> dict[str, Any]:
     """Return the cells of one case: by format and precision, an SNR or a reason."""
     started = time.monotonic()
     wanted = [(f, p) for p in precisions.split(",") for f in FORMATS]
     with tempfile.TemporaryDirectory() as scratch:
         command = [str(Path(sys.executable).with_name("edgeopt")), "convert", case.source, "--precision", precisions]
         command += ["--samples", str(samples), "--no-speed", "--no-cache", "--json", "-q", "-o", f"{scratch}/bundle"]
+        command += ["--jobs", str(jobs)]
         shapes = [case.shape] if isinstance(case.shape, str) else case.shape or []
         command += [part for shape in shapes for part in ("--input-shape", shape)]
         command += ["--arch", case.arch] if case.arch else []
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="run at most so many that have no record yet")
     parser.add_argument("--precision", default="fp32,fp16,dynamic_wi8_afp32")
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=2, help="formats made at a time")
     parser.add_argument("--timeout", type=float, default=1800)
     parser.add_argument("--again", action="store_true", help="also those with a record that holds a failure")
     parser.add_argument("--records", type=Path, default=HERE / "records")
@@ -103,7 +105,7 @@ def main() -> None:
                 record = {"parameters": None, "cells": {}, "absent": case.absent, "seconds": 0}
             else:
                 done += 1
-                record = convert(case, arguments.precision, arguments.samples, arguments.timeout)
+                record = convert(case, arguments.precision, arguments.samples, arguments.jobs, arguments.timeout)
             temporary = path.with_suffix(".partial")
             temporary.write_text(json.dumps(head | record, indent=1) + "\n")
             temporary.replace(path)

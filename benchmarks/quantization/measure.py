@@ -75,10 +75,10 @@ class Bench:
     calls: int
     options: str
 
-    def run(self, only: str | None, rerun: str | None) -> Document:
-        """Measure every case that is asked for; cases measured earlier are in the result too."""
+    def run(self, only: str | None, rerun: str | None, published: Document) -> Document:
+        """Measure every case that is asked for; cases measured earlier, here or as published, are in the result too."""
         record = self._prepare()
-        results: Document = {}
+        results: Document = dict(published)
         for suite in self.subject.suites:
             own, others = SUITES[suite]
             for case in (*own, *(others if self.subject.peers else ())):
@@ -89,7 +89,8 @@ class Bench:
                     results[case.name] = found
         for suite in self.subject.suites:
             for case in SUITES[suite][0]:
-                if "artifacts" in results.get(case.name, {}):
+                own = results.get(case.name, {})
+                if "artifacts" in own and "key" in own:  # its files are here, so it was measured here
                     self._together(case, results)
         return {"subject": record, "cases": results}
 
@@ -316,7 +317,8 @@ def main() -> None:
             options.calls,
             options.options,
         )
-        document["models"][name] = bench.run(options.only, options.rerun) | {
+        published = document["models"].get(name, {}).get("cases", {})
+        document["models"][name] = bench.run(options.only, options.rerun, published) | {
             "launches": bench.launches,
             "calls": bench.calls,
         }

@@ -55,6 +55,34 @@ def test_a_budget_is_met_by_every_measure(stages, net, train_set, importance, sc
     assert made.network.get_submodule("deep.0").groups == made.network.get_submodule("wide.0").out_channels
 
 
+class Wide(nn.Module):
+    """Layers as wide as the steps that channels go in: one step of the search takes several."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(6))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_no_step_of_channels_goes_that_the_budget_spares(stages, parts):
+    net = lifted(parts, Wide(), IMAGE)
+    weight = net.get_submodule("blocks.0").weight
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.shape == weight.shape:
+            layer.weight.data.copy_(weight.data)  # all groups cross the threshold together
+    made = stages.prune(net, IMAGE, PruneOptions(macs=0.7, round_to=8), None, TASK)
+    share = made.record["after"]["macs"] / made.record["before"]["macs"]
+    assert 0.6 < share <= 0.7, made.record["channels"]
+    assert all(after % 8 == 0 for _, after in made.record["channels"].values())
+
+
 def test_a_channel_costs_what_pruning_it_saves(stages, parts, net):
     from edgeopt.stages.prune_cost import unit_costs
     from edgeopt.stages.prune_groups import Structure

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from edgeopt.core.errors import ConversionError, UsageError
+from edgeopt.core.model import TensorSpec
 from edgeopt.core.training import TrainingSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+IMAGE = (TensorSpec("image", (1, 1, 8, 8), "float32", "NCHW"),)
 
 
 def weights(network):
@@ -65,6 +68,37 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(parts, net, train_
     fitted = train(parts, again, train_set, settings, checkpoint=tmp_path / "c.pt")
     assert fitted.resumed == 20 and fitted.steps == 40
     assert same(weights(whole), weights(again))
+
+
+class Images(torch.nn.Module):
+    """Ends in a mean over places, or views the values as they lie, channels first."""
+
+    def __init__(self, views):
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.second = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.head = torch.nn.Linear(256 if views else 4, 10)
+        self.views = views
+
+    def forward(self, image):
+        x = torch.relu(self.second(torch.relu(self.first(image))))
+        return self.head(x.view(-1, 256) if self.views else x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_channels_are_last_in_training_where_the_graph_allows_it(parts, train_set, monkeypatch, views):
+    net = parts.network.to_network(parts.network.export(Images(views).eval(), IMAGE))
+    first = []
+    step = parts.loop._Run._step
+
+    def watched(run, number):
+        step(run, number)
+        first.append(run.objective.student.get_submodule("second").weight.is_contiguous())
+
+    monkeypatch.setattr(parts.loop._Run, "_step", watched)
+    train(parts, net, train_set, TrainingSettings(steps=2, batch_size=8))
+    assert first == [views, views]
+    assert all(p.is_contiguous() for p in net.parameters())
 
 
 def test_a_checkpoint_of_other_settings_is_refused(parts, net, train_set, tmp_path):

@@ -69,6 +69,10 @@ class Distillation(Objective):
             for pair in self.pairs:
                 self.adapters.append(_adapter(pair, generator))
 
+    def networks(self) -> list[GraphModule]:
+        """Return student and teacher."""
+        return [self.student, self._teacher[0]]
+
     def place(self, device: torch.device) -> None:
         """Move the teacher to a device."""
         move(self._teacher[0], device)

@@ -29,6 +29,8 @@ from edgeopt.training.network import has_open_batch, outputs_of
 from edgeopt.worker import report
 
 SEARCH_STEPS = 9
+RESTORE_TRIES = 24
+RESTORE_SLACK = 0.01
 BATCH = 32
 
 
@@ -94,13 +96,21 @@ def prune(
     whole = measure(network, inputs)
     limits = {n: v * whole[n] if v <= 1 else v for n, v in options.budgets.items()}
 
-    def at(ratio: float) -> tuple[GraphModule, dict[str, int]]:
-        made = structure.pruned({g.name: _chosen(g, scores, free, ratio, options) for g in free})
+    def without(going: dict[str, list[int]]) -> tuple[GraphModule, dict[str, int]]:
+        made = structure.pruned(going)
         return made, measure(made, inputs)
+
+    def chosen(ratio: float) -> dict[str, list[int]]:
+        return {g.name: _chosen(g, scores, free, ratio, options) for g in free}
+
+    def at(ratio: float) -> tuple[GraphModule, dict[str, int]]:
+        return without(chosen(ratio))
 
     timed: dict[str, Any] = {}
     if limits:
         ratio, made, counts = _search(at, limits, whole, options)
+        if options.latency is None:
+            made, counts = _restore(without, chosen(ratio), (made, counts), limits, free, scores, options)
     else:
         ratio = options.ratio or 0.0
         made, counts = at(ratio)
@@ -159,6 +169,53 @@ def _search(
         else:
             low = middle
     return best
+
+
+def _restore(
+    without: Callable[[dict[str, list[int]]], tuple[GraphModule, dict[str, int]]],
+    going: dict[str, list[int]],
+    best: tuple[GraphModule, dict[str, int]],
+    limits: dict[str, float],
+    groups: list[Group],
+    scores: dict[str, torch.Tensor],
+    options: PruneOptions,
+) -> tuple[GraphModule, dict[str, int]]:
+    """Give channels back, the worthiest first, while every budget holds.
+
+    Where channels go by eights, the last step of the search can take more than is asked for by a tenth of the model.
+    """
+    asked = options.layers
+    named = {g.name for g in groups if any(m.side == "out" and m.layer in asked for m in g.members)}
+    open_groups = {g.name: g for g in groups if going[g.name] and g.name not in named}
+    for _ in range(RESTORE_TRIES):
+        slack = min((most - best[1][n]) / most for n, most in limits.items())
+        if not open_groups or slack < RESTORE_SLACK:
+            break
+        chunks = {name: _last_taken(g, going[name], options.round_to) for name, g in open_groups.items()}
+        worth = {}
+        for name, count in chunks.items():
+            taken = len(going[name]) // open_groups[name].units.shape[1]
+            worth[name] = float(scores[name].sort().values[taken - count : taken].mean())
+        name = max(worth, key=lambda n: worth[n])
+        channels = chunks[name] * open_groups[name].units.shape[1]
+        fewer = going | {name: going[name][:-channels]}
+        made, counts = without(fewer)
+        if all(counts[n] <= most for n, most in limits.items()):
+            going, best = fewer, (made, counts)
+            report(f"giving back {channels} channels of {name}")
+        if going is not fewer or not going[name]:
+            del open_groups[name]
+    return best
+
+
+def _last_taken(group: Group, going: list[int], step: int) -> int:
+    """Return how many units come back together so that what is left stays rounded."""
+    units, width = group.units.shape
+    removed = len(going) // width
+    count = 1
+    while count < removed and ((units - removed + count) * width) % step:
+        count += 1
+    return count
 
 
 def _chosen(

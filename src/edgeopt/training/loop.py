@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
@@ -27,6 +28,7 @@ from edgeopt.core.errors import ConversionError, UsageError
 from edgeopt.core.training import TrainingSettings
 from edgeopt.training.augment import augmented
 from edgeopt.training.examples import Examples, indices_of_step
+from edgeopt.training.memory_format import lay_channels_first, lay_channels_last
 from edgeopt.training.network import has_open_batch, move, set_training
 from edgeopt.training.objectives import Objective
 from edgeopt.training.schedules import rate_at
@@ -155,6 +157,7 @@ class _Run:
         self.identity = _identity(objective, examples, settings, seed, shared)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Fabric's advice on its environment
+            lay_channels_last(objective.networks(), examples.batch(np.arange(min(2, len(examples))))[0])
             move(objective.student, self.fabric.device)
             optimizer = _optimizer(objective, settings)
             self.wrapped, self.optimizer = self.fabric.setup(objective, optimizer)
@@ -194,6 +197,7 @@ class _Run:
         if self.growing is not None:
             self.growing.set_zeros()
         move(student, torch.device("cpu"))
+        lay_channels_first(student)
         set_training(student, False)
         recent = state.losses[-max(1, len(state.losses) // 10) :]
         loss = sum(recent) / len(recent) if recent else float("nan")

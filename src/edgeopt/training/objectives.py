@@ -23,6 +23,10 @@ class Objective(nn.Module):
         """Return the loss of a batch, a scalar."""
         raise NotImplementedError
 
+    def networks(self) -> list[GraphModule]:
+        """Return all that a batch goes through."""
+        return [self.student]
+
     def place(self, device: torch.device) -> None:
         """Move what is no trained part of the objective (a teacher) to a device."""
 
