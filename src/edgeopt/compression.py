@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ import yaml
 from edgeopt.cache import CHECKPOINTS, file_sha256, key_of
 from edgeopt.core.errors import ConversionError, SourceError, UsageError
 from edgeopt.core.recipe import TRAINING, Recipe, Stage
-from edgeopt.core.training import DistillOptions, TrainingSettings
+from edgeopt.core.training import DistillOptions, Nodes, TrainingSettings
 from edgeopt.steps import Document, Source, Workshop
 from edgeopt.worker import Worker
 
@@ -42,7 +42,8 @@ class RecipeRun:
         trust: may run code that comes with a model's file.
         device: that trains.
         force: do every stage anew.
-        devices: how many train together.
+        devices: how many of each machine train together.
+        nodes: machines that do.
     """
 
     recipe: Recipe
@@ -51,6 +52,12 @@ class RecipeRun:
     device: str = "cpu"
     force: bool = False
     devices: int = 1
+    nodes: Nodes = field(default_factory=Nodes)
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.nodes.count
 
     @property
     def model(self) -> Source:
@@ -101,7 +108,7 @@ class _Compression:
 
     def perform(self) -> Compressed:
         for number, stage in enumerate(self.run.recipe.stages):
-            _require_shares(f"stage {number} ({stage.kind})", stage.options, self.run.devices)
+            _require_shares(f"stage {number} ({stage.kind})", stage.options, self.run.processes)
         naming = _naming(self.run.model)
         with self.work.worker_for(self.run.model) as worker:
             asked = {"train": self.run.data("train"), "evaluation": self.run.data("eval")}
@@ -162,8 +169,8 @@ class _Compression:
         parts |= {"seed": self.run.recipe.seed, "data": self.opened["data"], "own": _own_sha256(), "tools": _tools()}
         if stage.kind in TRAINING:
             parts |= {"device": self.run.device, "teacher": teacher and self._teacher_sha256(teacher)}
-            if self.run.devices > 1:
-                parts["devices"] = self.run.devices
+            if self.run.processes > 1:
+                parts["devices"] = self.run.processes
         key = key_of(parts)
         out = self.folder / name.replace(" ", "-")
         if self.run.force and self.work.context.cache is not None:
@@ -186,6 +193,7 @@ class _Compression:
                     "seed": self.run.recipe.seed,
                     "device": self.run.device,
                     "devices": self.run.devices,
+                    "nodes": asdict(self.run.nodes),
                     "checkpoint": str(checkpoint),
                     "threads": self.work.context.jobs,
                 }

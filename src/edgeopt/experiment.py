@@ -21,6 +21,7 @@ def run_record(job: RecipeRun, made: Compressed, artifacts: list[Document], seco
         "seed": job.recipe.seed,
         "device": job.device,
         "devices": job.devices,
+        "nodes": job.nodes.count,
         "versions": {p: v for p in PACKAGES if (v := _version(p)) is not None} | {"python": sys.version.split()[0]},
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "model": {name: made.opened[name] for name in ("name", "source", "sha256", "task", "parameters")},

@@ -12,8 +12,10 @@ from edgeopt.cli.options import print_json, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.compression import RecipeRun
 from edgeopt.context import Context
+from edgeopt.core.errors import UsageError
 from edgeopt.core.recipe import Recipe, read_recipe
 from edgeopt.core.target import load_target
+from edgeopt.core.training import Nodes
 from edgeopt.pipeline import recipe_plan, run
 from edgeopt.report.stages import show_plan, show_stages
 from edgeopt.report.terminal import show_bundle
@@ -36,6 +38,15 @@ from edgeopt.tracking import Tracker
     show_default=True,
     help="That train together, each on its share of every batch.",
 )
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines that train together; each is given the same command.",
+)
+@click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Number of this machine, from 0.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where machine 0 waits for the others.")
 @click.option("--force", is_flag=True, help="Do every stage anew, whatever the cache holds.")
 @click.option(
     "--track",
@@ -54,6 +65,9 @@ def command(
     dry_run: bool,
     device: str,
     devices: int,
+    nodes: int,
+    node_rank: int,
+    rendezvous: str | None,
     force: bool,
     tracker: Tracker | None,
     trust_source: bool,
@@ -72,7 +86,8 @@ def command(
     """  # noqa: D301 - click wants the character itself
     read = read_recipe(recipe, changes)
     what = recipe_plan(read, load_target(read.export.target) if read.export.target else None)
-    job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force, devices)
+    machines = _nodes(nodes, node_rank, rendezvous)
+    job = RecipeRun(read, recipe.resolve().parent, trust_source, device, force, devices, machines)
     if dry_run:
         document = _planned(read, what)
         display.close()
@@ -91,6 +106,18 @@ def command(
         show_bundle(document, str(out), Console())
     sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
     return 0 if sound else 1
+
+
+def _nodes(count: int, rank: int, rendezvous: str | None) -> Nodes:
+    if count == 1 and (rank or rendezvous is not None):
+        raise UsageError("--node-rank and --rendezvous are for several machines: give --nodes too")
+    if rank >= count:
+        raise UsageError(f"--node-rank {rank}: {count} machines have the numbers 0 to {count - 1}")
+    if count > 1:
+        host, _, port = (rendezvous or "").rpartition(":")
+        if not (host and port.isdigit() and 0 < int(port) < 65536):
+            raise UsageError(f"--nodes {count} needs --rendezvous HOST:PORT, where machine 0 can be reached")
+    return Nodes(count, rank, rendezvous)
 
 
 def _planned(recipe: Recipe, what: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,21 @@ from edgeopt.core.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that train one network together, by torchrun's names.
+
+    Attributes:
+        count: how many.
+        rank: number of this one, from 0.
+        rendezvous: HOST:PORT of number 0.
+    """
+
+    count: int = 1
+    rank: int = 0
+    rendezvous: str | None = None
 
 
 class TrainingSettings(Settings):

@@ -128,13 +128,14 @@ def stage(
     seed: int,
     device: str,
     devices: int,
+    nodes: Record,
     checkpoint: str,
     threads: int,
     fabric: Any = None,
 ) -> Record:
     """Perform one stage and judge what it made; returns its record.
 
-    A stage that trains on several devices is performed by as many processes, and written by the first.
+    A stage that trains on several devices is performed by as many processes, and written by the first of each machine.
 
     Args:
         kind: `prune`, `sparsify`, `cut_depth`, `finetune` or `distill`.
@@ -148,24 +149,24 @@ def stage(
         out: folder to write `model.pt2` and `answers.npy` to.
         seed: of everything random.
         device: that trains.
-        devices: how many.
+        devices: how many of this machine.
+        nodes: fields of `core.training.Nodes`.
         checkpoint: file to keep the state of training in.
         threads: that PyTorch may use.
         fabric: of this process, where several train together.
     """
-    if devices > 1 and kind in TRAINING:
+    if devices * nodes["count"] > 1 and kind in TRAINING and fabric is None:
         arguments = {name: value for name, value in locals().items() if name != "fabric"}
         _import_training()
         Path(out).mkdir(parents=True, exist_ok=True)
-        alone = {"devices": 1, "threads": max(1, threads // devices)}
-        return launch(devices, arguments | alone, Path(out))
+        return launch(arguments | {"threads": max(1, threads // devices)}, Path(out))
     torch.set_num_threads(threads)
     specs = tuple(TensorSpec.from_json(s) for s in inputs)
     network = to_network(torch.export.load(program))
     made, record = _WORK[kind](
         network, options, specs, task, Path(data), seed, device, Path(checkpoint), dense, teacher, fabric
     )
-    if fabric is not None and not fabric.is_global_zero:
+    if fabric is not None and fabric.local_rank:
         return {}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -107,25 +107,31 @@ def fit(
         raise UsageError("patience needs evaluate_every and evaluation data with labels")
     fabric = fabric or on_devices(device, 1, settings)
     run = _Run(objective, examples, settings, seed, fabric, layout, identity, evaluate)
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None:
         run.resume(checkpoint)
     resumed = run.state.done
     run.train(checkpoint, started)
     return run.finish(resumed, started)
 
 
-def on_devices(device: Device, count: int, settings: TrainingSettings) -> Fabric:
+def on_devices(device: Device, count: int, settings: TrainingSettings, nodes: int = 1) -> Fabric:
     """Return the Fabric that trains on so many devices; with more than one, in as many processes, each calls `launch`.
+
+    Args:
+        device: that computes.
+        count: how many of each machine.
+        settings: whose precision is taken.
+        nodes: machines.
 
     Raises:
         UsageError: there are not so many devices here.
     """
     _require(device, count)
-    strategy: Any = "auto" if count == 1 else DDPStrategy(find_unused_parameters=True)
+    strategy: Any = "auto" if count * nodes == 1 else DDPStrategy(find_unused_parameters=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Fabric's advice on its environment
         precision: Any = PRECISIONS[settings.amp]
-        return Fabric(accelerator=device, devices=count, strategy=strategy, precision=precision)
+        return Fabric(accelerator=device, devices=count, num_nodes=nodes, strategy=strategy, precision=precision)
 
 
 class _Run:
@@ -194,6 +200,8 @@ class _Run:
             student.load_state_dict(state.kept)
         elif self.average is not None:
             student.load_state_dict(self.average)
+        if self.fabric.world_size > 1:  # batch norm's statistics are each process's own
+            student.load_state_dict(self.fabric.broadcast(student.state_dict()))
         if self.growing is not None:
             self.growing.set_zeros()
         move(student, torch.device("cpu"))
@@ -204,18 +212,19 @@ class _Run:
         return Fitted(state.done, resumed, loss, state.best, state.stopped, round(time.monotonic() - started, 2))
 
     def resume(self, path: Path) -> None:
-        """Load a checkpoint.
+        """Load a checkpoint that the first process finds; the others may be on machines that have none.
 
         Raises:
             UsageError: it is damaged, or made by a run with other settings, data or weights.
         """
-        try:
-            saved = torch.load(path, weights_only=True, map_location=self.fabric.device)
-            known = saved["identity"] == self.identity
-        except Exception as error:
-            raise UsageError(f"{path}: not a checkpoint of training; remove it to start anew") from error
-        if not known:
-            raise UsageError(f"{path}: a checkpoint of other settings, data or weights; remove it to start anew")
+        found = self._found(path) if self.fabric.is_global_zero else None
+        if self.fabric.world_size > 1:
+            found = self.fabric.broadcast(found)
+        if isinstance(found, str):
+            raise UsageError(found)
+        if found is None:
+            return
+        saved = _on(self.fabric.device, found)
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
@@ -224,6 +233,19 @@ class _Run:
             self.growing.load(saved["growing"])
         state = {name: saved[name] for name in ("done", "best", "waited", "stopped", "kept", "losses")}
         self.state = _State(**state)
+
+    def _found(self, path: Path) -> dict[str, Any] | str | None:
+        """Return what a checkpoint holds, nothing where there is none, or what is wrong with it."""
+        if not path.exists():
+            return None
+        try:
+            saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            known = saved["identity"] == self.identity
+        except Exception:  # noqa: BLE001 - torch raises many kinds for a damaged file
+            return f"{path}: not a checkpoint of training; remove it to start anew"
+        if not known:
+            return f"{path}: a checkpoint of other settings, data or weights; remove it to start anew"
+        return saved
 
     def _step(self, step: int) -> None:
         settings, fabric = self.settings, self.fabric
@@ -291,6 +313,15 @@ class _Run:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         torch.save(saved, temporary)
         temporary.replace(path)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Return a checkpoint with its tensors on a device."""
+    if isinstance(value, dict):
+        return {name: _on(device, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_on(device, part) for part in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _keeps_best(settings: TrainingSettings) -> bool:
