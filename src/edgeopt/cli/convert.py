@@ -18,6 +18,7 @@ from edgeopt.core.formats import FORMATS, PRECISIONS
 from edgeopt.core.quantization import QuantizationOptions
 from edgeopt.core.settings import parse
 from edgeopt.core.target import load_target
+from edgeopt.lengths import convert_lengths, parse_lengths
 from edgeopt.pipeline import convert, plan
 from edgeopt.report.terminal import show_bundle
 
@@ -53,6 +54,13 @@ OWN_FLAGS = ("keep_float", "max_drop")
     metavar="NAME=VALUE",
     help=f"Of {', '.join(DetectionOptions.model_fields)}; in place of the card's.",
 )
+@click.option(
+    "--lengths",
+    multiple=True,
+    callback=splitting,
+    metavar="TOKENS",
+    help="Of texts: a bundle for each, such as 32,128.",
+)
 @click.option("--no-speed", is_flag=True, help="Do not time integer files against float ones.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: NAME-bundle]")
 @source_options
@@ -74,6 +82,7 @@ def command(
     settings: tuple[str, ...],
     nms: bool,
     detection: tuple[str, ...],
+    lengths: tuple[str, ...],
     no_speed: bool,
     output: Path | None,
     arch: str | None,
@@ -110,14 +119,32 @@ def command(
     )
     request = understand(model, arch=arch, trust=trust_source, shapes=source.shapes)
     out = output or Path(f"{request.name}-bundle")
+    if lengths:
+        if request.kind != "transformers" or input_shape:
+            raise UsageError("--lengths is for Hugging Face text models (hf:FOLDER), in place of --input-shape")
+        bundles = convert_lengths(source, what, parse_lengths(lengths), out, context)
+        display.close()
+        return _show_lengths(bundles, out, as_json=as_json)
     document = convert(source, what, out, context)
     display.close()
     if as_json:
         print_json(document)
     else:
         show_bundle(document, str(out), Console())
-    sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
-    return 0 if sound else 1
+    return 0 if _sound(document) else 1
+
+
+def _show_lengths(bundles: dict[str, Any], out: Path, *, as_json: bool) -> int:
+    if as_json:
+        print_json(bundles)
+    else:
+        for entry in bundles["lengths"]:
+            show_bundle(entry["manifest"], str(out / entry["bundle"]), Console())
+    return 0 if all(_sound(entry["manifest"]) for entry in bundles["lengths"]) else 1
+
+
+def _sound(document: dict[str, Any]) -> bool:
+    return not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
 
 
 def _quantization(
