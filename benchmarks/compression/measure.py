@@ -29,8 +29,7 @@ BUILD = ROOT / "build" / "compression"
 EDGEOPT = str(Path(sys.executable).with_name("edgeopt"))
 Document = dict[str, Any]
 
-EPOCHS = 8
-MORE_EPOCHS = 5
+EPOCHS = 16
 SHORT_EPOCHS = 1
 SEEDS = (0, 1, 2)
 
@@ -138,34 +137,14 @@ def recipe_of(model: Path, train: Path | None, evaluation: Path | None, seed: in
     return document
 
 
-def halved(model: Path, data: Path) -> Document:
-    """Perform the ResNet-20's recipe; returns its record."""
-    recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip")
-    recipe["stages"][1]["distill"]["epochs"] = EPOCHS
-    return run("resnet20", recipe, model)
-
-
 def resnet20(data: Path) -> Document:
     """Half the multiply-accumulates, distilled: how near to the dense net, how much faster."""
     model = ROOT / "models" / "cifar10-resnet20"
-    record = halved(model, data)
+    recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip")
+    recipe["stages"][1]["distill"]["epochs"] = EPOCHS
+    record = run("resnet20", recipe, model)
     wanted = (("onnx", "fp32"), ("litert", "fp32"), ("onnx", "static_wi8_ai8"), ("litert", "static_wi8_ai8"))
     return {"stages": told(record), "files": files(record), "speed": speeds(record, model, wanted)}
-
-
-def longer(data: Path) -> Document:
-    """The pruned and distilled net, distilled for some epochs more in a second cycle of the rate."""
-    model = ROOT / "models" / "cifar10-resnet20"
-    before = halved(model, data)
-    card = yaml.safe_load((model / "card.yaml").read_text())
-    card |= {"source": "resnet20/cifar10-resnet20.pt2", "arch": None}
-    (BUILD / "resnet20-student.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
-    recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip")
-    options = recipe["stages"][1]["distill"] | {"epochs": MORE_EPOCHS, "learning_rate": 0.05}
-    recipe["stages"] = [{"distill": options | {"teacher": str(model / "card.yaml")}}, recipe["stages"][2]]
-    recipe |= {"model": "resnet20-student.yaml"}
-    record = run("resnet20-longer", recipe, BUILD)
-    return {"stages": told(record), "files": files(record), "dense": told(before)[0]["top1"]}
 
 
 def torch_pruning(data: Path) -> Document:
@@ -219,7 +198,6 @@ def mnist(_: Path) -> Document:
 
 PARTS: dict[str, Callable[[Path], Document]] = {
     "resnet20": resnet20,
-    "longer": longer,
     "torch-pruning": torch_pruning,
     "distillation": distillation,
     "sst2": sst2,

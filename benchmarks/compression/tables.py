@@ -32,13 +32,6 @@ def resnet20(document: Document) -> list[str]:
     return [*lines, "", *files(found["files"]), "", *speed(found["speed"])]
 
 
-def longer(document: Document) -> list[str]:
-    found = document["longer"]
-    difference = points(found["stages"][-1]["top1"] - found["dense"])
-    lines = ["## The same, distilled for a second cycle of the rate (seed 0)", "", *stages(found["stages"])]
-    return [*lines, "", f"Against dense: {difference} on 10,000 test images.", "", *files(found["files"])]
-
-
 def torch_pruning(document: Document) -> list[str]:
     found = document["torch-pruning"]
     lines = [
@@ -128,7 +121,6 @@ def points(difference: float) -> str:
 
 PARTS = {
     "resnet20": resnet20,
-    "longer": longer,
     "torch-pruning": torch_pruning,
     "distillation": distillation,
     "sst2": sst2,
