@@ -136,6 +136,44 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
+class Masked(nn.Module):
+    """Attention whose padding, rows and columns, is filled with the lowest float, or gets it added."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(50, 16)
+        self.head = nn.Linear(16, 5)
+        self.adds = adds
+        self.register_buffer("lowest", torch.tensor(torch.finfo(torch.float32).min))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        scores = x @ x.transpose(1, 2)
+        allowed = mask[:, None, :].bool() & mask[:, :, None].bool()
+        if self.adds:
+            scores = scores + (~allowed).to(scores.dtype) * self.lowest
+        else:
+            scores = scores.masked_fill(~allowed, torch.finfo(torch.float32).min)
+        return self.head((scores.softmax(-1) @ x * mask[:, :, None]).sum(1) / 9)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "dynamic_wi8_afp32"])
+@pytest.mark.parametrize("adds", [False, True])
+def test_rows_of_padding_are_finite_in_half_precision(tmp_path: Path, precision: str, adds: bool) -> None:
+    program = torch.export.export(Masked(adds).eval(), examples())
+    torch.export.save(program, tmp_path / "net.pt2")
+    request = ExportRequest(
+        name="net", program=str(tmp_path / "net.pt2"), inputs=(IDS, MASK), outputs=(OUT,), precision=precision,
+        out=str(tmp_path / "net.mlpackage"), coreml_deployment_target="iOS17", quantization=QuantizationOptions(),
+    )  # fmt: skip
+    export(request)
+    inputs = {"ids": examples()[0].int().numpy(), "mask": examples()[1].int().numpy()}
+    actual = Evaluator(load_package(tmp_path / "net.mlpackage"), "fp16")(inputs)["y"]
+    expected = program.module()(*examples()).detach().numpy()
+    assert np.allclose(actual, expected, atol=0.02)
+
+
 def integers_of_program(program: torch.export.ExportedProgram, bits: int) -> list[Integers]:
     return [integers_of(weight, bits, 32) for weight in layer_weights(program.module())]
 

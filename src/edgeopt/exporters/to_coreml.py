@@ -98,6 +98,7 @@ def _with_stored_weights(
 
 def _convert(program: torch.export.ExportedProgram, request: ExportRequest, scheme: Scheme) -> Any:
     """Convert the program as whole as coremltools takes it."""
+    half = scheme.weight_bits != 32
     options: dict[str, Any] = {
         "inputs": [_input_type(spec) for spec in request.inputs],
         "outputs": [
@@ -105,12 +106,12 @@ def _convert(program: torch.export.ExportedProgram, request: ExportRequest, sche
         ],
         "minimum_deployment_target": getattr(ct.target, request.coreml_deployment_target),
         # The Neural Engine runs float16 programs only, so every precision but fp32 computes in it.
-        "compute_precision": ct.precision.FLOAT32 if scheme.weight_bits == 32 else ct.precision.FLOAT16,
+        "compute_precision": ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
         "skip_model_load": True,
     }
     if scheme.kind == "palettized":
         options["pass_pipeline"] = palettizing_pipeline(scheme.weight_bits, request.coreml_deployment_target == "iOS18")
-    forms = lowered_programs(program, whole=scheme.kind == "static")
+    forms = lowered_programs(program, whole=scheme.kind == "static", half=half)
     for last, lowered in forms:
         report("converting")
         try:
