@@ -151,7 +151,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
     """Load and export a model once, with its reference outputs on noise, which serves as calibration data too."""
     kept: dict[str, Prepared] = {}
 
-    def get(name: str, static: bool = False) -> Prepared:
+    def get(name: str, static: str | None = None) -> Prepared:
         key = f"{name}-{static}"
         if key not in kept:
             folder = tmp_path_factory.mktemp(name)
@@ -181,7 +181,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
                 options={"threads": 1},
             )
             quantized = None
-            if static:
+            if static is not None:
                 (work / "calibration").symlink_to(work / "inputs")
                 quantized = folder / "quantized"
                 with warnings.catch_warnings():
@@ -192,7 +192,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared
                         task="generic",
                         calibration=str(work / "calibration"),
                         out=str(quantized),
-                        precision="static_wi8_ai8",
+                        precision=static,
                         options={},
                     )
             kept[key] = Prepared(name, work, record, quantized)
@@ -211,7 +211,7 @@ def make(format_worker, prepared) -> Callable[..., Made]:
         if key in kept:
             return kept[key]
         static = precision.startswith("static")
-        model = prepared(name, static)
+        model = prepared(name, precision if static else None)
         description = FORMATS[form]
         stem = "-".join(str(part) for part in (form, precision, *options.values()))
         path = model.folder / f"{stem}{description.suffix}"

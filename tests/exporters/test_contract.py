@@ -109,11 +109,14 @@ def test_core_ml_refuses_int8_activations_before_ios17(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "fp32"])
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p not in ("fp32", "auto")])
 def test_every_precision_of_every_model(make, model, form, precision):
+    if precision in FORMATS[form].refuses:
+        pytest.skip(f"{form} cannot do {precision}: {FORMATS[form].refuses[precision]}")
+    system = {"coreml_deployment_target": "iOS18"} if form == "coreml" and "wi4" in precision else {}
     if (form, model, precision) == ("executorch", "tokens_through_attention", "fp16"):
         pytest.xfail("ExecuTorch 1.4 cannot execute this graph in float16 (error 0x12)")
-    made = make(model, form, precision)
+    made = make(model, form, precision, **system)
     assert made.parity.snr_db >= (25 if precision == "fp16" else 5), made.parity
 
 

@@ -25,7 +25,7 @@ def test_static_int8_stores_the_rounded_weights(make, prepared, model, form):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # executorch and torchao, about their surroundings
         stored_weights = importlib.import_module(f"edgeopt.exporters.{form}_weights").stored_weights
-        program = torch.export.load(prepared(model, True).quantized / "conditioned.pt2")
+        program = torch.export.load(prepared(model, "static_wi8_ai8").quantized / "conditioned.pt2")
     rounded = [integers_of(weight, 8) for weight in layer_weights(program.module())]
     expected = [(g.values.numpy().astype(np.int8), g.scale.reshape(-1).detach().numpy()) for g in rounded]
     stored = stored_weights(made.path)
