@@ -79,6 +79,22 @@ def test_auto_keeps_them_in_float_and_the_manifest_names_them(edgeopt, fragile, 
     assert artifact["parity"]["agreement"] >= 0.9
 
 
+def test_auto_holds_an_snr_where_there_are_no_classes(edgeopt, fragile, write_model, tmp_path):
+    _, *data = fragile
+    plain = write_model("plain", FRAGILE.replace("*= 3000", "*= 1")).parent / "card.yaml"
+    plain.write_text("source: plain.py:build\ntask: sentence-embedding\ninputs: [{name: image, shape: [1, 1, 8, 8]}]\n")
+    kept = {}
+    for least in ("10", "50"):
+        ran = edgeopt(
+            "convert", plain, *data, "--to", "onnx", "--precision", "auto", "--quantization", f"min_snr_db={least}",
+            "--samples", "24", "--calibration-samples", "24", "--no-speed", "--json", "-o", tmp_path / least,
+        )  # fmt: skip
+        (artifact,) = ran.json["artifacts"]
+        kept[least] = artifact["quantization"]["keep_float"]
+    assert artifact["parity"]["snr_db"] >= 30
+    assert kept["10"] == [] and kept["50"], kept
+
+
 def test_a_table_for_people(edgeopt, fragile):
     ran = edgeopt("sensitivity", *fragile, "--samples", "8", "--held-out", "4", "--keep-float", "head")
     assert ran.code == 0 and "wide" in ran.out and "head" not in ran.out.split("unit", 1)[1], ran.out

@@ -65,6 +65,7 @@ class QuantizationOptions(Settings):
         keep_float: layers that stay in float, by their names in the exported program.
         reduce_range: weights use 7 of 8 bits, for kernels that add products of bytes in 16 bits and would saturate.
         max_drop: of the task metric (or, without labels, of top-1 agreement) that `auto` may cost.
+        min_snr_db: of the worst output, that `auto` must hold where there are no classes, as of a detector.
         qat_steps: training steps with quantization in the loop; 0 trains nothing.
     """
 
@@ -78,4 +79,5 @@ class QuantizationOptions(Settings):
     keep_float: tuple[str, ...] = ()
     reduce_range: bool = False
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    min_snr_db: Annotated[float, Field(gt=0, le=120)] = 20.0
     qat_steps: Annotated[int, Field(ge=0)] = 0

@@ -147,7 +147,7 @@ def _search(
     chunks = stack(batches(), specs, labels, network)
     network.calibrate(chunk.inputs for chunk in chunks)
     judge = Judge.of(network.graph, task, None)
-    tolerance = Tolerance(max_drop=options.max_drop, min_agreement=1 - options.max_drop)
+    tolerance = Tolerance(options.max_drop, 1 - options.max_drop, options.min_snr_db)
     ready = FakeQuantized(conditioned, scheme, options)
     ready.calibrate(chunk.inputs for chunk in chunks)
     before, after = score_of(ready, network, chunks, judge)
