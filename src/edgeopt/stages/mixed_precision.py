@@ -16,6 +16,8 @@ from edgeopt.stages.judgement import Judge, Outputs, SampleMetric, Score
 from edgeopt.stages.sensitivity import Chunk, Sensitivity, sensitivity_of, stack
 from edgeopt.worker import report
 
+RANKING_SAMPLES = 32
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -137,6 +139,16 @@ def choose_float_layers(
     return judged_on(choice, network, stack(others, inputs, held_out_labels, network), judge)
 
 
+def _first(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Return as many samples as it takes to rank units; whether a set of them is enough is judged on all."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        found.append(chunk)
+        if sum(len(c.inputs[0]) for c in found) >= RANKING_SAMPLES:
+            break
+    return found
+
+
 def score_of(
     quantized: FakeQuantized, original: FakeQuantized, chunks: Sequence[Chunk], judge: Judge
 ) -> tuple[Score, Score]:
@@ -181,7 +193,7 @@ def search(
     prices = _prices(network)
     found: frozenset[str] = frozenset()
     if not allowed(()):
-        rankings = _rankings(measured or sensitivity_of(network, chunks, judge), prices)
+        rankings = _rankings(measured or sensitivity_of(network, _first(chunks), judge), prices)
         results = [_pruned(_prefix(order, allowed), prices, allowed) for order in rankings]
         found = min(results, key=lambda kept: (sum(prices[n] for n in kept), sorted(kept)))
         allowed(found)
