@@ -99,7 +99,11 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def _fail(message: str, code: int, as_json: bool, failures: list[dict[str, object]] | None = None) -> None:
-    if as_json:
-        print(json.dumps({"error": message, "exit_code": code, "failures": failures or []}, indent=2))  # noqa: T201
-    click.echo(f"error: {message}", err=True)
+    try:
+        if as_json:
+            told = {"error": message, "exit_code": code, "failures": failures or []}
+            print(json.dumps(told, indent=2), flush=True)  # noqa: T201
+        click.echo(f"error: {message}", err=True)
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(code)
     sys.exit(code)
