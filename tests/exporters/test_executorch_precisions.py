@@ -85,6 +85,19 @@ class Image(nn.Module):
         return self.head(nn.functional.relu6(self.point(x)).mean((2, 3)))
 
 
+class Strided(nn.Module):
+    """A residual block that halves the picture: 1×1 convolutions with and without a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.deep = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, 2, 1, groups=3)
+        self.narrow, self.shortcut = nn.Conv2d(24, 32, 1), nn.Conv2d(3, 32, 1, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.narrow(torch.relu(self.deep(torch.relu(self.wide(x))))) + self.shortcut(x)
+
+
 class Masked(nn.Module):
     """A mask of the lowest float, and scores that are far below the smallest normal half, as a detector's are."""
 
@@ -103,6 +116,7 @@ NETS = {
     "masked": (Masked, TensorSpec("x", (1, 12, 16)), lambda g: torch.randn(1, 12, 16, generator=g)),
     "text": (Text, TensorSpec("x", (1, 12), "int64"), lambda g: torch.randint(0, 50, (1, 12), generator=g)),
     "padded": (Padded, TensorSpec("x", (1, 3, 16, 16)), lambda g: torch.randn(1, 3, 16, 16, generator=g)),
+    "strided": (Strided, TensorSpec("x", (1, 3, 16, 16)), lambda g: torch.randn(1, 3, 16, 16, generator=g)),
     "image": (Image, TensorSpec("x", (1, 3, 16, 16)), lambda g: torch.randn(1, 3, 16, 16, generator=g)),
 }
 PRECISIONS = ["static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32"]
@@ -216,6 +230,23 @@ def test_an_artifact_computes_what_the_program_does(make: Any, name: str, precis
 
 def test_half_precision_keeps_masks_finite_and_small_scores(make: Any) -> None:
     assert make("masked", "fp16").snr_db >= 40
+
+
+def test_dynamic_integers_and_a_stride(make: Any) -> None:
+    made = make("strided", "dynamic_wi8_afp32")
+    assert made.snr_db >= 25 and made.export.integer_ops == 2 and len(made.export.not_quantized) == 2
+
+
+def test_convolutions_that_the_runtime_fails_on_stay_in_float(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.exporters import to_executorch
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("method->execute() failed with error 0x1")
+
+    monkeypatch.setattr(to_executorch, "run_once", fails)
+    made = make("image", "dynamic_wi8_afp32", keep_float=("stem",))  # an option of its own, so that it is made anew
+    assert made.snr_db >= 25 and len(made.export.not_quantized) == 3
+    assert any("1×1 convolutions stay in float" in note and "0x1" in note for note in made.export.notes)
 
 
 def test_what_runs_on_integers_is_counted(make: Any) -> None:

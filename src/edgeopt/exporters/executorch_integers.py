@@ -7,6 +7,7 @@ embeddings, so rows are looked up as integers and multiplied by their scales.
 from __future__ import annotations
 
 from operator import getitem
+from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantize/dequantize operators
@@ -17,25 +18,34 @@ from edgeopt.exporters.coreml_executorch_weights import Integers, LayerWeight, a
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
+CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 
-def computes_dynamically(weight: LayerWeight) -> bool:
+def computes_dynamically(weight: LayerWeight, *, convolutions: bool = True) -> bool:
     """Whether XNNPACK multiplies a weight with dynamically quantized activations: linear layers and 1×1 convolutions.
 
-    ExecuTorch 1.4 gives wrong numbers, or fails to execute, for a dynamically quantized strided convolution behind a
-    pad: EfficientNet-Lite0's first layer alone took the whole net from 19.8 dB in simulation to −3.4 dB.
+    ExecuTorch 1.4 gives wrong numbers, or fails to execute, for a dynamically quantized strided convolution:
+    EfficientNet-Lite0's first layer alone took the whole net from 19.8 dB in simulation to −3.4 dB, RegNetX-200MF's
+    1×1 shortcuts took it from 38.7 to 7.7 dB.
     """
     if weight.kind == "linear":
         return all(layer.target is aten.linear.default for layer in weight.layers)
-    return weight.kind == "convolution" and weight.value.ndim == 4 and all(_is_pointwise(n) for n in weight.layers)
+    return (
+        convolutions
+        and weight.kind == "convolution"
+        and weight.value.ndim == 4
+        and all(_is_pointwise(n) for n in weight.layers)
+    )
 
 
 def _is_pointwise(node: Node) -> bool:
     weight = node.args[1]
     assert isinstance(weight, Node)
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return bool(node.target is aten.conv2d.default and groups == 1 and set(weight.meta["val"].shape[2:]) == {1})
+    given: dict[str, Any] = dict(zip(CONVOLUTION, node.args, strict=False))
+    plain = set(given.get("stride", (1,))) == {1} and set(given.get("padding", (0,))) == {0}
+    plain = plain and given.get("groups", 1) == 1
+    return bool(node.target is aten.conv2d.default and plain and set(weight.meta["val"].shape[2:]) == {1})
 
 
 def quantize_dynamically(module: GraphModule, weight: LayerWeight, integers: Integers) -> None:

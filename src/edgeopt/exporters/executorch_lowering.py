@@ -71,6 +71,16 @@ def refuse_missing_kernels(made: ExecutorchProgramManager) -> None:
                 raise UnsupportedOpError(name, plan.name, advice)
 
 
+def run_once(made: ExecutorchProgramManager, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Execute a program; what it answers does not matter.
+
+    Raises:
+        RuntimeError: the runtime cannot.
+    """
+    program = Runtime.get().load_program(made.buffer)  # the method reads the program's memory
+    program.load_method("forward").execute(list(inputs))
+
+
 def float_layers(program: ExportedProgram) -> tuple[str, ...]:
     """Return the convolutions and linear layers of a quantized program whose weights are float."""
     left = []

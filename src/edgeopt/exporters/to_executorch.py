@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from edgeopt.core.artifact import Export, ExportRequest
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import UnsupportedOpError, UsageError
 from edgeopt.core.quantization import Scheme, scheme_of
 from edgeopt.exporters.coreml_executorch_weights import integers_of, layer_weights
 from edgeopt.exporters.executorch_half import half_program
@@ -25,6 +27,7 @@ from edgeopt.exporters.executorch_lowering import (
     portable_float_operators,
     portable_operators,
     refuse_missing_kernels,
+    run_once,
 )
 from edgeopt.exporters.executorch_pads import absorb_pads
 from edgeopt.exporters.executorch_payload import count_delegated, read_program
@@ -44,21 +47,9 @@ def export(request: ExportRequest) -> Export:
     """
     scheme = scheme_of(request.precision)
     _require(request.precision, scheme)
-    program = load_program(request.program)
-    examples = example_inputs(request.inputs)
     notes: list[str] = []
-    if scheme.weight_bits == 16:
-        program = half_program(program, examples)
-    elif scheme.kind != "float":
-        module = program.module()
-        assert isinstance(module, GraphModule)
-        _store_integers(module, request, scheme, notes)
-        program = torch.export.export(module, examples)
-    report("lowering")
-    lowered = lower(program, weight_only=scheme.kind == "weight_only")
+    program, lowered, made = _make(request, scheme, notes)
     portable = portable_operators(lowered)
-    made = lowered.to_executorch()
-    refuse_missing_kernels(made)
     Path(request.out).write_bytes(made.buffer)
     notes += [f"{count} × {op}: runs in a portable kernel, outside XNNPACK" for op, count in sorted(portable.items())]
     if scheme.kind == "float":
@@ -74,6 +65,46 @@ def export(request: ExportRequest) -> Export:
     )
 
 
+def _make(
+    request: ExportRequest, scheme: Scheme, notes: list[str]
+) -> tuple[ExportedProgram, EdgeProgramManager, ExecutorchProgramManager]:
+    """Lower the program; 1×1 convolutions of which ExecuTorch cannot do all in dynamic integers stay in float."""
+    if scheme.kind != "dynamic":
+        return _lower(request, scheme, notes, convolutions=True)
+    told: list[str] = []
+    try:
+        made = _lower(request, scheme, told, convolutions=True)
+        run_once(made[2], example_inputs(request.inputs))
+    except UnsupportedOpError:
+        raise
+    except Exception as error:  # noqa: BLE001 - partitioner, passes and runtime raise many kinds
+        made = _lower(request, scheme, notes, convolutions=False)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        notes.append(f"1×1 convolutions stay in float: with them in dynamic integers ExecuTorch fails: {reason}")
+        return made
+    notes += told
+    return made
+
+
+def _lower(
+    request: ExportRequest, scheme: Scheme, notes: list[str], *, convolutions: bool
+) -> tuple[ExportedProgram, EdgeProgramManager, ExecutorchProgramManager]:
+    program = load_program(request.program)
+    examples = example_inputs(request.inputs)
+    if scheme.weight_bits == 16:
+        program = half_program(program, examples)
+    elif scheme.kind != "float":
+        module = program.module()
+        assert isinstance(module, GraphModule)
+        _store_integers(module, request, scheme, notes, convolutions=convolutions)
+        program = torch.export.export(module, examples)
+    report("lowering")
+    lowered = lower(program, weight_only=scheme.kind == "weight_only")
+    made = lowered.to_executorch()
+    refuse_missing_kernels(made)
+    return program, lowered, made
+
+
 def _require(precision: str, scheme: Scheme) -> None:
     if scheme.kind == "static" and scheme.activation_bits == 16:
         raise UsageError("ExecuTorch's XNNPACK quantizes activations to 8 bits only; use static_wi8_ai8")
@@ -86,7 +117,9 @@ def _require(precision: str, scheme: Scheme) -> None:
         raise UsageError(f"ExecuTorch cannot do {precision}: XNNPACK has no weights that are indices into a table")
 
 
-def _store_integers(module: GraphModule, request: ExportRequest, scheme: Scheme, notes: list[str]) -> None:
+def _store_integers(
+    module: GraphModule, request: ExportRequest, scheme: Scheme, notes: list[str], *, convolutions: bool
+) -> None:
     """Put what the runtime has integer kernels for into integers; a quantized graph has them in its layers already."""
     rounded = []
     if scheme.kind == "static":
@@ -97,7 +130,7 @@ def _store_integers(module: GraphModule, request: ExportRequest, scheme: Scheme,
             integers = integers_of(weight, 8)
             if weight.kind == "embedding":
                 store_embedding(module, weight, integers)
-            elif scheme.kind == "dynamic" and computes_dynamically(weight):
+            elif scheme.kind == "dynamic" and computes_dynamically(weight, convolutions=convolutions):
                 quantize_dynamically(module, weight, integers)
             elif scheme.kind == "weight_only" and weight.kind == "linear":
                 store_linear(module, weight, integers)
