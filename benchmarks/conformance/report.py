@@ -75,7 +75,7 @@ def reasons(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 def causes() -> dict[tuple[str, str], str]:
     """Return what is known of cells, by case and cell."""
     entries = yaml.safe_load((HERE / "causes.yaml").read_text(encoding="utf-8"))
-    return {(e["case"], e["cell"]): e["cause"] for e in entries}
+    return {(case, e["cell"]): e["cause"] for e in entries for case in e["cases"]}
 
 
 def not_run(records: list[dict[str, Any]], names: list[str]) -> str:
