@@ -31,6 +31,8 @@ Document = dict[str, Any]
 
 EPOCHS = 16
 SHORT_EPOCHS = 1
+SHORT_PRUNE = {"macs": 0.5, "importance": "taylor", "round_to": 4}
+SHORT_DISTILL = {"epochs": SHORT_EPOCHS, "learning_rate": 0.1, "label_share": 0.3}
 SEEDS = (0, 1, 2)
 
 
@@ -164,8 +166,8 @@ def distillation(data: Path) -> Document:
     found: Document = {"epochs": SHORT_EPOCHS, "seeds": []}
     for seed in SEEDS:
         recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip", seed)
-        prune, distill = recipe["stages"][:2]
-        distill["distill"]["epochs"] = SHORT_EPOCHS
+        prune, distill = {"prune": SHORT_PRUNE}, recipe["stages"][1]
+        distill["distill"] |= SHORT_DISTILL
         own = ("temperature", "label_share", "teacher", "feature_weight", "relation_weight")
         finetune = {"finetune": {k: v for k, v in distill["distill"].items() if k not in own}}
         scores: Document = {"seed": seed}

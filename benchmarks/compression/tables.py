@@ -51,7 +51,9 @@ def torch_pruning(document: Document) -> list[str]:
 def distillation(document: Document) -> list[str]:
     found = document["distillation"]
     lines = [
-        f"## Distillation against plain fine-tuning: the same pruned ResNet-20, {found['epochs']} epochs each",
+        f"## Distillation against plain fine-tuning: the same pruned ResNet-20, epochs each: {found['epochs']}",
+        "",
+        "Pruned by Taylor importance over the whole net, channels by fours; highest rate 0.1, labels 0.3 of the loss.",
         "",
         "| seed | dense | pruned | fine-tuned | distilled | difference | steps |",
         "|--:|--:|--:|--:|--:|--:|--:|",

@@ -45,7 +45,7 @@ def convert() -> Document:
     """Return the manifest of all files."""
     command = [EDGEOPT, "convert", f"{MODEL}/card.yaml", "--precision", ",".join(LIMITS)]
     command += ["--data", str(annotations().relative_to(ROOT)), "--samples", str(IMAGES)]
-    command += ["--calibration-samples", str(CALIBRATION), "--no-speed", "--json", "-q"]
+    command += ["--calibration-samples", str(CALIBRATION), "--no-speed", "--jobs", "1", "--json", "-q"]
     command += ["--quantization", f"min_snr_db={LEAST_DB}"]
     command += ["-o", str((BUILD / "bundle").relative_to(ROOT))]
     print("$ " + shlex.join(["edgeopt", *command[1:]]), file=sys.stderr, flush=True)
