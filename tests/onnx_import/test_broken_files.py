@@ -249,7 +249,7 @@ def test_small_nested_functions_are_imported(tmp_path):
     assert negated == (-1) ** 27
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_an_endless_loop_of_constants_ends_at_a_bound(tmp_path):
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["co"]), helper.make_node("Add", ["v", "v"], ["vo"])], "body",
