@@ -26,8 +26,6 @@ MODEL = "models/shapes-yolo"
 IMAGES, CALIBRATION, SEED = 300, 100, 7
 LIMITS = {"fp32": 0.5, "static_wi8_ai8": 1.0, "auto": 1.0}
 """Points of mAP that a precision may lose."""
-LEAST_DB = 34
-"""SNR of the worst output that `auto` must hold; plain int8 has 29."""
 NAMES = {"onnx": "ONNX", "litert": "LiteRT", "coreml": "Core ML", "executorch": "ExecuTorch"}
 Document = dict[str, Any]
 
@@ -46,7 +44,6 @@ def convert() -> Document:
     command = [EDGEOPT, "convert", f"{MODEL}/card.yaml", "--precision", ",".join(LIMITS)]
     command += ["--data", str(annotations().relative_to(ROOT)), "--samples", str(IMAGES)]
     command += ["--calibration-samples", str(CALIBRATION), "--no-speed", "--jobs", "1", "--json", "-q"]
-    command += ["--quantization", f"min_snr_db={LEAST_DB}"]
     command += ["-o", str((BUILD / "bundle").relative_to(ROOT))]
     print("$ " + shlex.join(["edgeopt", *command[1:]]), file=sys.stderr, flush=True)
     ran = subprocess.run(
