@@ -9,7 +9,7 @@ import click
 import yaml
 from rich.console import Console
 
-from edgeopt.cli.options import make_source, print_json, source_options, splitting, with_context, work_options
+from edgeopt.cli.options import is_sound, make_source, print_json, source_options, splitting, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.context import Context
 from edgeopt.core.detection import DetectionOptions
@@ -131,7 +131,7 @@ def command(
         print_json(document)
     else:
         show_bundle(document, str(out), Console())
-    return 0 if _sound(document) else 1
+    return 0 if is_sound(document) else 1
 
 
 def _show_lengths(bundles: dict[str, Any], out: Path, *, as_json: bool) -> int:
@@ -140,11 +140,7 @@ def _show_lengths(bundles: dict[str, Any], out: Path, *, as_json: bool) -> int:
     else:
         for entry in bundles["lengths"]:
             show_bundle(entry["manifest"], str(out / entry["bundle"]), Console())
-    return 0 if all(_sound(entry["manifest"]) for entry in bundles["lengths"]) else 1
-
-
-def _sound(document: dict[str, Any]) -> bool:
-    return not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
+    return 0 if all(is_sound(entry["manifest"]) for entry in bundles["lengths"]) else 1
 
 
 def _quantization(

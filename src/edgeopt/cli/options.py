@@ -113,6 +113,11 @@ def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def is_sound(manifest: dict[str, Any]) -> bool:
+    """Tell whether every file was made and passed its comparison."""
+    return not manifest["failures"] and all(a["parity"]["passed"] for a in manifest["artifacts"])
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print the one document of `--json`."""
     click.echo(json.dumps(document, indent=2))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from edgeopt.cli.options import print_json, with_context, work_options
+from edgeopt.cli.options import is_sound, print_json, with_context, work_options
 from edgeopt.cli.progress import Display
 from edgeopt.compression import RecipeRun
 from edgeopt.context import Context
@@ -104,8 +104,7 @@ def command(
     else:
         show_stages(document, Console())
         show_bundle(document, str(out), Console())
-    sound = not document["failures"] and all(a["parity"]["passed"] for a in document["artifacts"])
-    return 0 if sound else 1
+    return 0 if is_sound(document) else 1
 
 
 def _nodes(count: int, rank: int, rendezvous: str | None) -> Nodes:

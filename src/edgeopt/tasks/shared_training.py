@@ -19,8 +19,6 @@ from edgeopt.core.errors import ConversionError, EdgeoptError
 from edgeopt.core.training import Nodes
 
 Record = dict[str, Any]
-
-
 MEETING_S = 900
 
 
