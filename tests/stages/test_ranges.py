@@ -169,6 +169,14 @@ def test_values_beyond_what_the_reader_tells_apart_do_not_widen_the_range():
     assert histogram.counts.sum() == 3
 
 
+@pytest.mark.parametrize("largest", [1e-30, 1e-36, 1e-41])
+def test_values_next_to_nothing_have_bins_of_their_own(largest):
+    values = np.linspace(-largest, largest, 101, dtype=np.float32)
+    histogram = fed(values)
+    assert histogram.counts.sum() == 101
+    assert (histogram.counts > 0).sum() > 90
+
+
 def test_nothing_but_zeros_and_nothing_at_all():
     for histogram in (fed([0.0, 0.0]), Histogram(), fed(np.zeros((0, 3)))):
         for estimator in ESTIMATORS:

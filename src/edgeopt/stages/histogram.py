@@ -13,6 +13,7 @@ SAMPLES_PER_UPDATE = 8192
 # Numbers beyond this are masks (finfo.min) or overflow, never activations that an integer scale could carry.
 LARGEST = 1e30
 
+Values = npt.NDArray[np.float32]
 _PRIMES = (1, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
 
 
@@ -64,12 +65,14 @@ class Histogram:
         self.seen = True
         self._grow(max(abs(low), abs(high)))
         stride = _stride(flat.numel(), values.shape)
+        start = int(self._offsets.integers(stride)) if stride > 1 else 0
+        some = flat[start::stride].float().numpy()  # NumPy's calls cost less than PyTorch's on so few values
         if stride > 1:
-            self._count_some(flat, stride, (low, high))
+            self._count_some(some.clip(low, high), flat.numel(), (low, high))
         elif lower > -math.inf or upper < math.inf:
-            self._count(flat.clamp(lower, upper), 1.0)
+            self._count(some.clip(lower, upper), 1.0)
         else:
-            self._count(flat, 1.0)
+            self._count(some, 1.0)
 
     def _grow(self, largest: float) -> None:
         """Widen the bins until they hold `largest`, merging pairs."""
@@ -89,31 +92,30 @@ class Histogram:
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
             self.width *= 2
 
-    def _count_some(self, flat: torch.Tensor, stride: int, extremes: tuple[float, float]) -> None:
-        """Count every `stride`-th value for `stride` values, but a lone extreme, which may set the scale, once."""
-        total = flat.numel()
-        some = flat[int(self._offsets.integers(stride)) :: stride].clamp(*extremes)
+    def _count_some(self, some: Values, total: int, extremes: tuple[float, float]) -> None:
+        """Count values for the `total` that they stand for, but a lone extreme, which may set the scale, once."""
         for extreme in set(extremes):
             alike = some == extreme
-            if int(alike.sum()) <= 1:
+            if np.count_nonzero(alike) <= 1:
                 some = some[~alike]
                 self._count_one(extreme)
                 total -= 1
-        if some.numel() > 0:
-            self._count(some, total / some.numel())
+        if some.size > 0:
+            self._count(some, total / some.size)
 
     def _count_one(self, value: float) -> None:
         self.zeros += value == 0
         self.counts[BINS // 2 + (math.floor(value / self.width) if self.width else 0)] += 1
 
-    def _count(self, flat: torch.Tensor, weight: float) -> None:
-        zeros = float((flat == 0).sum())
+    def _count(self, values: Values, weight: float) -> None:
+        zeros = values.size - np.count_nonzero(values)
         self.zeros += zeros * weight
         if self.width == 0:
             self.counts[BINS // 2] += zeros * weight
             return
-        index = torch.floor(flat.float() * (1 / self.width)).to(torch.int64).add_(BINS // 2)
-        self.counts += torch.bincount(index, minlength=BINS).numpy() * weight
+        index = np.floor(values / np.float64(self.width)).astype(np.int64)
+        index += BINS // 2
+        self.counts += np.bincount(index, minlength=BINS) * weight
 
 
 def _stride(count: int, shape: torch.Size) -> int:
