@@ -249,12 +249,19 @@ def compare(
         runtime=ran["runtime"],
         inputs=prepared["data"]["inputs"],
         threshold=bench.threshold_of(precision, what.min_snr_db, what.min_agreement),
+        half=_computes_in_half(path, precision),
     )
     if not result.passed and bundle is not None:
         evidence = bundle / "evidence" / f"{path.name}.npz"
         bench.keep_evidence(work.folder, folder, [s["name"] for s in model["inputs"]], outputs, evidence)
     shutil.rmtree(folder)
     return result.to_json() | told_beside(ran, work.folder / "reference")
+
+
+def _computes_in_half(path: Path, precision: str) -> bool:
+    """Tell whether an artifact computes in float16: Core ML's do in every precision but fp32."""
+    form = format_of_file(path)
+    return precision == "fp16" or (form is not None and form.name == "coreml" and precision != "fp32")
 
 
 def told_beside(ran: Document, reference: Path) -> Document:

@@ -178,6 +178,33 @@ def test_outputs_that_are_no_numbers_fail(edgeopt, write_model, tmp_path):
     assert not parity["passed"] and "NaN" in parity["reason"]
 
 
+LARGE = """
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.up.weight.data.mul_(1.8e5)
+        self.down.weight.data.mul_(1e-3)
+
+    def forward(self, x):
+        return self.down(self.up(x))
+
+def build():
+    return Large()
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "weight_only_wi8_afp32"])
+def test_values_beyond_float16_are_told_as_such(edgeopt, write_model, tmp_path, precision):
+    arguments = ["--input-shape", "1,8", "--to", "coreml", "--precision", f"fp32,{precision}", "--json"]
+    ran = edgeopt("convert", f"{write_model('large', LARGE)}:build", *arguments, "-o", tmp_path / "out")
+    assert ran.code == 1, ran.err
+    sound, half = ran.json["artifacts"]
+    assert sound["parity"]["passed"] and not half["parity"]["passed"]
+    assert "65504" in half["parity"]["reason"]
+
+
 COLLAPSE = """
 class Collapse(nn.Module):
     def __init__(self):

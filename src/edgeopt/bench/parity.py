@@ -105,6 +105,7 @@ def compare(
     runtime: str,
     inputs: str,
     threshold: Threshold,
+    half: bool = False,
 ) -> Parity:
     """Compare two folders of `<output>.npy`, each of shape (batches, *output shape).
 
@@ -117,6 +118,7 @@ def compare(
         runtime: that executed the artifact.
         inputs: `data` or `random`.
         threshold: to pass.
+        half: whether the artifact computes in float16, for what a failure tells.
     """
     per_output: dict[str, dict[str, float | None]] = {}
     not_a_number = []
@@ -135,6 +137,8 @@ def compare(
         reasons.append(f"output {not_a_number[0]} of the original is NaN on some of these inputs")
     elif snr_db == -EQUAL_DB:
         reasons.append(f"output {worst} holds NaN or infinity where the original does not, or signal where it is zero")
+        if half:
+            reasons.append("it computes in float16, which ends at 65504: values inside may pass that; use fp32")
     elif snr_db < threshold.snr_db:
         reasons.append(f"SNR of {worst} is {snr_db:.1f} dB, below {threshold.snr_db:g}")
     if agreement is not None and task in CLASSIFICATION and agreement < threshold.agreement:
