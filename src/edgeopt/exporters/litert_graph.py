@@ -12,6 +12,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 
 OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 FLOAT32 = schema.TensorType.FLOAT32
+INT8, INT32, INT64 = schema.TensorType.INT8, schema.TensorType.INT32, schema.TensorType.INT64
 INTEGERS = {
     schema.TensorType.INT4: np.int8,
     schema.TensorType.INT8: np.int8,
@@ -88,6 +89,14 @@ class LitertGraph:
             data = (halves ^ 8) - 8
             data = data[: int(np.prod(self._shape(index)))]
         return data.reshape(self._shape(index))
+
+    def store(self, index: int, values: np.ndarray) -> None:
+        """Replace a stored tensor's values, shape and type as they are; tensors that shared them keep theirs."""
+        assert values.dtype == INTEGERS[self.tensors[index].type] and values.shape == self._shape(index)
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        self.tensors[index].buffer = len(self.model.buffers) - 1
 
     def rename(self, names: dict[int, str]) -> None:
         """Give tensors names by their indices; a name that is taken gets a number behind it."""

@@ -14,7 +14,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch.fx import GraphModule, Node
 
-from edgeopt.exporters.litert_graph import FLOAT32, LitertGraph, Operator
+from edgeopt.exporters.litert_graph import FLOAT32, INT8, INT32, INT64, LitertGraph, Operator
 
 Range = tuple[float, float]
 
@@ -186,16 +186,16 @@ class _Watch(torch.fx.Interpreter):
         return result
 
 
-def make_room_for_biases(graph: LitertGraph, placed: Placement) -> tuple[str, ...]:
+def make_room_for_biases(graph: LitertGraph, placed: Placement) -> dict[str, float]:
     """Widen the ranges of inputs whose scale is so fine that a bias would overflow its 32-bit integer.
 
     A bias is stored in steps of the input's scale times the weight's. A constant that the converter adds to the bias
     (the 3 of a hard sigmoid behind squeeze and excitation) can be billions of such steps.
 
     Returns:
-        Names of the tensors that were widened, at most `MOST_ROOM` times.
+        Names of the tensors that were widened, each with the factor, at most `MOST_ROOM`.
     """
-    widened = []
+    widened: dict[str, float] = {}
     for op in graph.operators:
         if op.kind not in CHANNEL_AXIS or len(op.inputs) < 3 or op.inputs[0] not in placed.ranges:
             continue
@@ -210,5 +210,42 @@ def make_room_for_biases(graph: LitertGraph, placed: Placement) -> tuple[str, ..
         if steps > MOST_BIAS_STEPS:
             factor = min(steps / MOST_BIAS_STEPS, MOST_ROOM)
             placed.ranges[source] = (low * factor, high * factor)
-            widened.append(graph.name(source))
-    return tuple(widened)
+            widened[graph.name(source)] = factor
+    return widened
+
+
+def rescale_constant_channels(made: LitertGraph, graph: LitertGraph) -> int:
+    """Give output channels whose weights are all zero the usual scale of their layer, and their biases with it.
+
+    The quantizer gives such a channel the smallest scale there is, in whose steps its bias overflows and is cut off.
+
+    Args:
+        made: the quantized model, changed in place.
+        graph: the float model that it was made of, for the biases.
+
+    Returns:
+        How many channels there were.
+    """
+    pairs = [[op for op in g.operators if op.kind in CHANNEL_AXIS] for g in (made, graph)]
+    if len(pairs[0]) != len(pairs[1]):
+        return 0
+    changed = 0
+    for op, source in zip(*pairs, strict=True):
+        if len(op.inputs) < 3 or op.inputs[2] < 0 or made.tensors[op.inputs[1]].type != INT8:
+            continue
+        entry, weight, bias = (made.tensors[i] for i in op.inputs[:3])
+        if bias.type not in (INT32, INT64) or entry.quantization is None or not made.is_constant(op.inputs[2]):
+            continue
+        integers = np.moveaxis(made.integers(op.inputs[1]), CHANNEL_AXIS[op.kind], 0)
+        zero = ~integers.reshape(len(integers), -1).any(1)
+        scales = np.asarray(weight.quantization.scale, np.float32)
+        if not zero.any() or zero.all() or len(scales) != len(zero):
+            continue
+        scales = np.where(zero, np.median(scales[~zero]), scales).astype(np.float32)
+        steps = scales * np.float32(entry.quantization.scale[0])
+        stored = made.integers(op.inputs[2]).copy()
+        stored[zero] = np.rint(graph.floats(source.inputs[2])[zero].astype(np.float64) / steps[zero])
+        weight.quantization.scale, bias.quantization.scale = scales, steps
+        made.store(op.inputs[2], stored)
+        changed += int(zero.sum())
+    return changed

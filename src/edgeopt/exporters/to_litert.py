@@ -132,7 +132,11 @@ def _static(
         notes.append(f"{len(placed.estimated)} tensors between layers have the range of {SAMPLES_TO_MATCH} samples")
     graph.rename(placed.names | _boundary_names(graph))
     if activation_bits == 8 and (widened := litert_ranges.make_room_for_biases(graph, placed)):
-        notes.append(f"{len(widened)} tensors have a wider range so that biases fit 32 bits: {', '.join(widened[:3])}")
+        name, most = max(widened.items(), key=lambda item: item[1])
+        notes.append(
+            f"{len(widened)} tensors have a wider range so that biases fit 32 bits, and so many bits less: "
+            f"{name} {most:.1f} times as wide"
+        )
     ranges = {
         graph.name(i): {
             "min": np.float32(low).reshape(_ones(graph, i)),
@@ -140,7 +144,9 @@ def _static(
         }
         for i, (low, high) in placed.ranges.items()
     }
-    return _quantized(graph, litert_recipe.static(activation_bits, graph, in_float), ranges)
+    made = LitertGraph(_quantized(graph, litert_recipe.static(activation_bits, graph, in_float), ranges))
+    litert_ranges.rescale_constant_channels(made, graph)
+    return made.to_bytes()
 
 
 def _convert(program: torch.export.ExportedProgram, request: ExportRequest, out: Path, nhwc: bool) -> None:

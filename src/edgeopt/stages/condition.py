@@ -20,6 +20,7 @@ from edgeopt.stages.quantizer import EdgeQuantizer
 from edgeopt.stages.reconstruct_weights import reconstruct_weights
 from edgeopt.stages.round_weights import Grid, grid_of, round_nearest, round_weights
 from edgeopt.stages.smooth import smooth
+from edgeopt.stages.still_channels import silence_still_channels
 from edgeopt.stages.walk import Batches, walk
 from edgeopt.worker import report
 
@@ -35,7 +36,8 @@ def condition(
 
     Batch normalization is folded, layers are equalized and smoothed, then rounded in the order of execution, each on
     what the layers before it, already rounded, make of the calibration samples; for a static scheme their activations
-    are quantized too. Layers that `options.keep_float` names are not rounded. The given program stays as it is.
+    are quantized too, and channels that stand still become constants. Layers that `options.keep_float` names are not
+    rounded. The given program stays as it is.
 
     Args:
         program: in float, of fixed shapes.
@@ -95,6 +97,8 @@ def _bring_to_grid(
         if found is None or weight in rounded:
             continue
         rounded.add(weight)
+        if prepared is not None:
+            silence_still_channels(arrival)
         if options.rounding == "nearest" or layer.kind == "embedding":
             round_nearest(layer, found)
         elif options.rounding == "gptq":
