@@ -20,6 +20,7 @@ from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import scheme_of
 from edgeopt.exporters import litert_ranges, litert_recipe
 from edgeopt.exporters.kept_layers import kept_nodes, kept_weights
+from edgeopt.exporters.litert_expands import leave_broadcasting_to_operators
 from edgeopt.exporters.litert_fusion import kernels_of
 from edgeopt.exporters.litert_graph import LitertGraph
 from edgeopt.exporters.program import calibration_batches, example_inputs, load_program
@@ -150,7 +151,9 @@ def _static(
 
 
 def _convert(program: torch.export.ExportedProgram, request: ExportRequest, out: Path, nhwc: bool) -> None:
-    module = NamedSignature(program.module(), request.inputs, request.outputs, nhwc)
+    whole = program.module()
+    assert isinstance(whole, GraphModule)
+    module = NamedSignature(leave_broadcasting_to_operators(whole), request.inputs, request.outputs, nhwc)
     examples: dict[str, torch.Tensor] = {}
     for spec, tensor in zip(request.inputs, example_inputs(request.inputs), strict=True):
         if nhwc and spec.layout == "NCHW":
