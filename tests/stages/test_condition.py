@@ -149,7 +149,8 @@ class Norms(nn.Module):
         return self.fc(self.norm(x))
 
 
-def test_dynamic_activations_are_smoothed_before():
+@pytest.mark.parametrize(("precision", "least"), [("dynamic_wi8_afp32", 0.999), ("weight_only_wi4_afp32", 0.98)])
+def test_activations_that_a_runtime_may_quantize_are_smoothed_before(precision, least):
     torch.manual_seed(0)
     module = Norms().eval()
     specs = (TensorSpec("x", (1, 6, 32)),)
@@ -163,9 +164,9 @@ def test_dynamic_activations_are_smoothed_before():
     spread = []
     for smooth in (None, 0.5):
         options = QuantizationOptions(smooth=smooth, rounding="nearest", correct_bias=False)
-        made = condition(original, samples, specs, scheme_of("dynamic_wi8_afp32"), options).module()
+        made = condition(original, samples, specs, scheme_of(precision), options).module()
         state = made.state_dict()
         normed = nn.functional.layer_norm(x, (32,), state["norm.weight"], state["norm.bias"])
         spread.append(float(normed.abs().amax((0, 1)).max() / normed.abs().amax((0, 1)).median()))
-        assert torch.nn.functional.cosine_similarity(made(x).flatten(), module(x).flatten(), 0) > 0.999
+        assert torch.nn.functional.cosine_similarity(made(x).flatten(), module(x).flatten(), 0) > least
     assert spread[1] < spread[0] / 3

@@ -61,7 +61,7 @@ def condition(
             level_outputs(module, batches, inputs)
         quantizer = EdgeQuantizer.of(scheme, options)
         prepared = calibrate(copy.deepcopy(module), quantizer, batches, inputs)
-    elif scheme.kind == "dynamic" and options.smooth is not None:
+    elif (scheme.kind == "dynamic" or scheme.weight_bits == 4) and options.smooth is not None:
         report("smoothing")
         smooth(module, batches, inputs, options.smooth)
     if scheme.kind in ("static", "dynamic", "weight_only"):
