@@ -29,6 +29,7 @@ from edgeopt.exporters.executorch_lowering import (
     refuse_missing_kernels,
     run_once,
 )
+from edgeopt.exporters.executorch_mixed import read_floats_only
 from edgeopt.exporters.executorch_pads import absorb_pads
 from edgeopt.exporters.executorch_payload import count_delegated, read_program
 from edgeopt.exporters.program import example_inputs, load_program
@@ -125,6 +126,7 @@ def _store_integers(
     if scheme.kind == "static":
         store_embeddings_of_graph(module)
         absorb_pads(module)
+        read_floats_only(module)
     else:
         for weight in layer_weights(module, request.quantization.keep_float):
             integers = integers_of(weight, 8)
