@@ -93,8 +93,13 @@ class LitertGraph:
     def store(self, index: int, values: np.ndarray) -> None:
         """Replace a stored tensor's values, shape and type as they are; tensors that shared them keep theirs."""
         assert values.dtype == INTEGERS[self.tensors[index].type] and values.shape == self._shape(index)
+        data = np.frombuffer(values.tobytes(), np.uint8)
+        own = self.tensors[index].buffer
+        if sum(tensor.buffer == own for subgraph in self.model.subgraphs for tensor in subgraph.tensors) == 1:
+            self.model.buffers[own].data = data
+            return
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        buffer.data = data
         self.model.buffers.append(buffer)
         self.tensors[index].buffer = len(self.model.buffers) - 1
 
