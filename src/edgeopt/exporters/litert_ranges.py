@@ -237,7 +237,7 @@ def rescale_constant_channels(made: LitertGraph, graph: LitertGraph) -> int:
         if bias.type not in (INT32, INT64) or entry.quantization is None or not made.is_constant(op.inputs[2]):
             continue
         integers = np.moveaxis(made.integers(op.inputs[1]), CHANNEL_AXIS[op.kind], 0)
-        zero = ~integers.reshape(len(integers), -1).any(1)
+        zero = np.logical_not(integers.reshape(len(integers), -1).any(1))
         scales = np.asarray(weight.quantization.scale, np.float32)
         if not zero.any() or zero.all() or len(scales) != len(zero):
             continue
