@@ -16,6 +16,8 @@ from coremltools.converters.mil.mil.passes.pass_registry import register_pass
 from edgeopt.exporters.coreml_palettes import Palette, grouped_palette_of, palette_of
 
 WEIGHTS = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "matmul": "y", "gather": "x"}
+BITS_OF_GROUPED = 8
+"""Of grouped convolutions, which have few weights beside one large table's gain."""
 LARGEST_BIAS = 4096.0  # of a layer before its scale: far from what float16 ends at
 
 
@@ -58,8 +60,9 @@ class PalettizeWeights(AbstractGraphPass):  # type: ignore[misc]
 
     def _palettize(self, block: Any, op: Any, name: str, weight: Any) -> None:
         value = torch.from_numpy(np.asarray(weight.val, dtype=np.float32))
-        if not self.grouped:
-            stored = _constant(palette_of(value, int(self.bits)), weight)
+        bits = BITS_OF_GROUPED if op.op_type == "conv" and int(op.groups.val) > 1 else int(self.bits)
+        if not self.grouped or bits == BITS_OF_GROUPED:
+            stored = _constant(palette_of(value, bits), weight)
             block.replace_uses_of_var_after_op(
                 anchor_op=weight.op, old_var=weight, new_var=stored, force_replace=True, no_check_var_types=True
             )
