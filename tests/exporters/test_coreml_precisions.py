@@ -28,11 +28,13 @@ with warnings.catch_warnings():
     from edgeopt.exporters.coreml_weights import stored_weights
     from edgeopt.exporters.to_coreml import export
     from edgeopt.mil import Evaluator, load_package
+    from edgeopt.mil.constexpr import decode
     from edgeopt.stages.quantize import quantize
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # of coremltools, torch and torchao, about each other
 
+LOOKUP = "constexpr_lut_to_dense"
 IDS, MASK, OUT = TensorSpec("ids", (1, 12), "int64"), TensorSpec("mask", (1, 12), "int64"), TensorSpec("y", (1, 5))
 
 
@@ -217,10 +219,16 @@ def test_a_quantized_graph_keeps_its_integers(make: Any) -> None:
 @pytest.mark.parametrize(("precision", "at_least"), [("palettized_w4", 15), ("palettized_w6", 28)])
 def test_palettes_replace_every_weight(make: Any, precision: str, at_least: float, system: str) -> None:
     made = make(precision, system)
-    assert made.operators["constexpr_lut_to_dense"] == 6
+    assert made.operators[LOOKUP] == 6
     assert made.export.not_quantized == ()
     assert at_least <= made.snr_db < 60
     assert [w.values for w in stored_weights(made.path)] == []
+
+
+def test_a_grouped_convolution_has_a_palette_of_256(make: Any) -> None:
+    looked_up = [op for op in load_package(make("palettized_w4", "iOS18").path).body.operations if op.op_type == LOOKUP]
+    entries = sorted(np.asarray(decode(op.inputs["lut"])).shape[-2] for op in looked_up)
+    assert entries == [16, 16, 16, 16, 16, 256]
 
 
 def test_a_scale_stands_behind_the_layer_not_in_the_constant(make: Any) -> None:
