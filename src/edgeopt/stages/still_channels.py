@@ -16,7 +16,7 @@ from edgeopt.stages.walk import Arrival
 STILL = 1 / 16
 """Of a step of the layer's output in eight bits: a channel that varies by less varies no more once it is rounded."""
 SMALL = 2.0**-13
-"""Of bias or output: the largest product of weight and input, some ten thousandths of what overflows a bias."""
+"""Of bias or output: the largest product of weight and input; at 2**-15 of a bias, that bias has 2**30 steps."""
 
 
 def silence_still_channels(arrival: Arrival) -> int:
