@@ -64,8 +64,9 @@ class QuantizationOptions(Settings):
         block_size: weights that share one scale along the input channels, in block-wise 4-bit.
         keep_float: layers that stay in float, by their names in the exported program.
         reduce_range: weights use 7 of 8 bits, for kernels that add products of bytes in 16 bits and would saturate.
-        max_drop: of the task metric (or, without labels, of top-1 agreement) that `auto` may cost.
-        min_snr_db: of the worst output, that `auto` must hold where there are no classes, as of a detector.
+        max_drop: of the task metric (or, without labels, of top-1 agreement or of the overlap of a detector's boxes)
+            that `auto` may cost.
+        min_snr_db: of the worst output, that `auto` must hold where there are no classes; of a detector too.
         qat_steps: training steps with quantization in the loop; 0 trains nothing.
     """
 

@@ -65,9 +65,9 @@ def _show_choice(choice: dict[str, Any], console: Console) -> None:
 
 def _score(score: dict[str, Any]) -> str:
     told = f"{_decibel(score['snr_db'])} dB"
-    for name, key in (("agreement", "agreement"), ("metric", "metric")):
-        if score[key] is not None:
-            told += f", {name} {100 * score[key]:.2f} %"
+    for name in ("agreement", "metric", "overlap"):
+        if score.get(name) is not None:
+            told += f", {name} {100 * score[name]:.2f} %"
     return told
 
 

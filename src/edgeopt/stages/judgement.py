@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
+from edgeopt.core.detection import TASKS as DETECTION
 from edgeopt.stages.batched_graph import BatchedGraph
 
 aten = torch.ops.aten
@@ -28,15 +29,20 @@ class Score:
             that are a concatenation (a detector's boxes and scores) are judged part by part.
         agreement: share of samples with the same top-1 answer; None where the task has no classes.
         metric: mean of the task's metric; None without labels.
+        overlap: of a detector, mean intersection over union of its boxes with the float network's, each weighted by the
+            float network's score; a box of another class overlaps nothing. None for other tasks.
     """
 
     snr_db: float
     agreement: float | None
     metric: float | None
+    overlap: float | None = None
 
     def task_metric(self) -> float | None:
-        """Return the metric where labels are known, else the agreement, else None."""
-        return self.agreement if self.metric is None else self.metric
+        """Return the metric where labels are known, else the agreement or the overlap, else None."""
+        if self.metric is not None:
+            return self.metric
+        return self.overlap if self.agreement is None else self.agreement
 
 
 def top1(outputs: Outputs, labels: torch.Tensor) -> torch.Tensor:
@@ -52,11 +58,14 @@ class Judge:
         parts: for each output the axis (of the exported shape) along which it is a concatenation, and its parts' sizes.
         classes: whether the first output holds one score per class.
         metric: of labelled samples.
+        boxes: whether the first two outputs are a detector's boxes (batch, 4, n), left, top, right, bottom, and scores
+            (batch, classes, n).
     """
 
     parts: tuple[tuple[int, tuple[int, ...]] | None, ...]
     classes: bool
     metric: SampleMetric | None = None
+    boxes: bool = False
 
     @classmethod
     def of(cls, graph: BatchedGraph, task: str, metric: SampleMetric | None) -> Judge:
@@ -66,7 +75,8 @@ class Judge:
         scores = len(shapes[0]) >= 2 and shapes[0][-1] >= 2 and outputs[0].meta["val"].is_floating_point()
         generic = task == "generic" and len(outputs) == 1 and len(shapes[0]) == 2
         classes = scores and (task in CLASSIFICATION or generic)
-        return cls(tuple(_parts(n) for n in outputs), classes, metric or (top1 if classes else None))
+        boxes = task in DETECTION and _hold_boxes(shapes)
+        return cls(tuple(_parts(n) for n in outputs), classes, metric or (top1 if classes else None), boxes)
 
     def tally(self) -> Tally:
         """Return an empty sum."""
@@ -91,6 +101,8 @@ class Tally:
     answers: int = 0
     scored: float = 0.0
     samples: int = 0
+    overlapping: float = 0.0
+    weight: float = 0.0
 
     def add(self, reference: Outputs, actual: Outputs, labels: torch.Tensor | None) -> None:
         """Add samples; outputs are of shape (samples, *exported shape)."""
@@ -105,6 +117,10 @@ class Tally:
             same = reference[0].argmax(-1) == actual[0].argmax(-1)
             self.same += int(same.sum())
             self.answers += same.numel()
+        if self.judge.boxes:
+            overlapping, weight = _overlap(reference, actual)
+            self.overlapping += overlapping
+            self.weight += weight
         if labels is not None and self.judge.metric is not None:
             self.scored += float(self.judge.metric(actual, labels).sum())
             self.samples += len(labels)
@@ -113,7 +129,9 @@ class Tally:
         """Return the score of all samples added."""
         snr = min(decibel(s, n) for s, n in zip(self.signal, self.noise, strict=True))
         agreement = self.same / self.answers if self.answers else None
-        return Score(snr, agreement, self.scored / self.samples if self.samples else None)
+        metric = self.scored / self.samples if self.samples else None
+        overlap = self.overlapping / max(self.weight, 1e-12) if self.judge.boxes else None
+        return Score(snr, agreement, metric, overlap)
 
 
 def decibel(signal: float, noise: float) -> float:
@@ -123,6 +141,27 @@ def decibel(signal: float, noise: float) -> float:
     if noise == 0:
         return EQUAL_DB
     return -EQUAL_DB if signal == 0 else max(-EQUAL_DB, min(EQUAL_DB, 10 * math.log10(signal / noise)))
+
+
+def _hold_boxes(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Tell whether the first two of an exported program's outputs are boxes and the scores of their classes."""
+    if len(shapes) < 2 or any(len(s) != 3 for s in shapes[:2]):
+        return False
+    boxes, scores = shapes[:2]
+    return boxes[1] == 4 and boxes[0] == scores[0] and boxes[2] == scores[2]
+
+
+def _overlap(reference: Outputs, actual: Outputs) -> tuple[float, float]:
+    """Return the sums over all boxes of weighted overlap and of weight; see `Score.overlap`."""
+    (wanted, certain), (got, scored) = ((side[0].double(), side[1].double()) for side in (reference, actual))
+    sides = torch.minimum(wanted[..., 2:, :], got[..., 2:, :]) - torch.maximum(wanted[..., :2, :], got[..., :2, :])
+    common = sides.clamp(min=0).prod(-2)
+    areas = [(b[..., 2:, :] - b[..., :2, :]).clamp(min=0).prod(-2) for b in (wanted, got)]
+    union = areas[0] + areas[1] - common
+    weight, kind = certain.max(-2)
+    same = kind == scored.argmax(-2)
+    shares = torch.where(same & (union > 0), common / union.clamp(min=1e-12), 0.0)
+    return float((weight * shares).sum()), float(weight[union > 0].sum())
 
 
 def _parts(node: Node) -> tuple[int, tuple[int, ...]] | None:

@@ -25,8 +25,9 @@ class Tolerance:
 
     Attributes:
         max_drop: of the task's metric, as top-1 accuracy over labelled samples.
-        min_agreement: share of the same top-1 answers, where there are classes but no labels.
-        min_snr_db: of the worst output, where there are no classes.
+        min_agreement: share of the same top-1 answers, where there are classes but no labels; of a detector, overlap
+            of its boxes (`Score.overlap`).
+        min_snr_db: of the worst output, where there are no classes; of a detector too.
     """
 
     max_drop: float = 0.01
@@ -39,6 +40,8 @@ class Tolerance:
             return original.metric - quantized.metric <= self.max_drop + 1e-9
         if quantized.agreement is not None:
             return quantized.agreement >= self.min_agreement - 1e-9
+        if quantized.overlap is not None and quantized.overlap < self.min_agreement - 1e-9:
+            return False
         return quantized.snr_db >= self.min_snr_db
 
 
@@ -193,7 +196,7 @@ def search(
     prices = _prices(network)
     found: frozenset[str] = frozenset()
     if not allowed(()):
-        rankings = _rankings(measured or sensitivity_of(network, _first(chunks), judge), prices)
+        rankings = _rankings(measured or sensitivity_of(network, _first(chunks), judge), prices, tolerance)
         results = [_pruned(_prefix(order, allowed), prices, allowed) for order in rankings]
         found = min(results, key=lambda kept: (sum(prices[n] for n in kept), sorted(kept)))
         allowed(found)
@@ -231,11 +234,19 @@ def _prices(network: FakeQuantized) -> dict[str, float]:
     return {u.name: fixed + (u.macs / macs + u.parameters / parameters) / 2 for u in network.units}
 
 
-def _rankings(measured: Sensitivity, prices: dict[str, float]) -> list[list[str]]:
-    """Return the units by what quantizing them costs per price, the worst first."""
-    alone = {u.name: _noise(u.sqnr_db) for u in measured.units}
+def _rankings(measured: Sensitivity, prices: dict[str, float], tolerance: Tolerance) -> list[list[str]]:
+    """Return the units by what quantizing them costs per price, the worst first.
+
+    Where a detector's overlap is limited as well as its noise, each counts in parts of what is allowed.
+    """
     everything = _noise(measured.quantized.snr_db)
+    alone = {u.name: _noise(u.sqnr_db) for u in measured.units}
     gained = {u.name: everything - _noise(u.left_out_sqnr_db) for u in measured.units}
+    if measured.quantized.overlap is not None:
+        noise, loss = _noise(tolerance.min_snr_db), max(1e-6, 1 - tolerance.min_agreement)
+        for u in measured.units:
+            alone[u.name] = alone[u.name] / noise + (u.metric_drop or 0.0) / loss
+            gained[u.name] = gained[u.name] / noise + (u.left_out_gain or 0.0) / loss
 
     def order(damage: dict[str, float]) -> list[str]:
         return sorted(prices, key=lambda name: -damage[name] / prices[name])

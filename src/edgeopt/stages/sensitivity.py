@@ -33,8 +33,8 @@ class UnitSensitivity:
         own_sqnr_db: of the unit's own result when it alone is quantized.
         sqnr_db: of the network's output when it alone is quantized.
         left_out_sqnr_db: of the network's output when all units but this one are quantized.
-        metric_drop: of the task's metric when it alone is quantized: of the labelled metric, else of the agreement;
-            None where there is neither.
+        metric_drop: of the task's metric when it alone is quantized: of the labelled metric, else of the agreement
+            or overlap; None where there is none.
         left_out_gain: of the same metric when it alone is taken out of the quantized network.
     """
 
@@ -56,7 +56,8 @@ class Sensitivity:
     Attributes:
         units: one row each.
         quantized: the whole network quantized, against float.
-        metric: name of the metric that `metric_drop` is of: `top-1`, `metric`, `agreement`, or None.
+        metric: name of the metric that `metric_drop` is of: `top-1`, `metric`, `agreement`, `overlap` (of a detector's
+            boxes), or None.
         float_metric: its value in float.
         samples: measured on.
         seconds: that it took.
@@ -207,6 +208,8 @@ def metric_name(judge: Judge, labelled: bool) -> str | None:
     """Return what the task's metric is called."""
     if judge.metric is not None and labelled:
         return "top-1" if judge.metric.__name__ == "top1" else "metric"
+    if judge.boxes:
+        return "overlap"
     return "agreement" if judge.classes else None
 
 

@@ -24,6 +24,7 @@ from edgeopt.stages.judgement import Judge
 from edgeopt.stages.mixed_precision import Choice, Tolerance, score_of, search
 from edgeopt.stages.quantize import quantize as quantize_program
 from edgeopt.stages.sensitivity import stack
+from edgeopt.stages.softmax_means import softmax_means
 from edgeopt.stages.train_quantized import TrainingOptions, train_quantized
 from edgeopt.stages.units import names_of_units
 from edgeopt.stages.walk import Batches
@@ -88,10 +89,10 @@ def quantize(
             raise UsageError("qat_steps trains on samples: give --data")
         chosen = chosen.model_copy(update={"rounding": "nearest", "correct_bias": False})
     original = load_program(program)
-    if chosen.keep_float:
-        module = original.module()
-        assert isinstance(module, GraphModule)
-        chosen = chosen.model_copy(update={"keep_float": names_of_units(module, chosen.keep_float)})
+    module = original.module()
+    assert isinstance(module, GraphModule)
+    kept = (*names_of_units(module, chosen.keep_float), *softmax_means(module))
+    chosen = chosen.model_copy(update={"keep_float": tuple(dict.fromkeys(kept))})
     labels = _labels(calibration)
     record: dict[str, Any] = {"search": None, "training": None}
     if chosen.backend == "neural-compressor":
