@@ -161,3 +161,18 @@ def test_mixing_and_shifting_keep_shapes_and_proportion(parts):
     again = parts.augment.augmented((images,), labels, settings, "NCHW", 5)
     assert torch.equal(batch.inputs[0], again.inputs[0]) and torch.equal(batch.others, again.others)
     assert torch.equal(parts.augment.augmented((images,), labels, TrainingSettings(), "NCHW", 5).inputs[0], images)
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("NCHW", (40, 3, 8, 8)), ("NHWC", (40, 8, 8, 3))])
+def test_a_square_of_each_image_is_covered_with_its_mean_colour(parts, layout, shape):
+    images, labels = torch.rand(shape), torch.arange(40)
+    seen = parts.augment.augmented((images,), labels, TrainingSettings(cutout=4), layout, 5).inputs[0]
+    if layout == "NHWC":
+        images, seen = images.permute(0, 3, 1, 2), seen.permute(0, 3, 1, 2)
+    covered = (seen != images).all(1)
+    assert torch.equal(seen[~covered[:, None].expand_as(seen)], images[~covered[:, None].expand_as(seen)])
+    for image, own, hidden in zip(images, seen, covered, strict=True):
+        rows, columns = hidden.any(1), hidden.any(0)
+        assert torch.equal(hidden, rows[:, None] & columns[None]) and 2 <= rows.sum() <= 4 and 2 <= columns.sum() <= 4
+        assert torch.allclose(own[:, hidden], image.mean((1, 2))[:, None].expand(3, int(hidden.sum())))
+    assert len({tuple(h.flatten().tolist()) for h in covered}) > 10, "each image has a place of its own"

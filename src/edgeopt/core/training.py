@@ -46,6 +46,7 @@ class TrainingSettings(Settings):
         mixup: alpha of the beta distribution that pairs of inputs are mixed by; 0 mixes nothing.
         flip: mirror images at random.
         shift: pixels by which images move at random.
+        cutout: side in pixels of a square that hides part of each image at random; 0 hides nothing.
         ema: decay of the running average of the weights, which is then the result; 0 takes the weights themselves.
         amp: precision of matrix products and convolutions while training.
         evaluate_every: steps between two evaluations during training; None evaluates at the end only.
@@ -69,6 +70,7 @@ class TrainingSettings(Settings):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     flip: bool = False
     shift: Annotated[int, Field(ge=0)] = 0
+    cutout: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     amp: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate_every: Count | None = None

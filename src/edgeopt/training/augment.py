@@ -34,8 +34,9 @@ class Batch(NamedTuple):
 def augmented(
     inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, settings: TrainingSettings, layout: str, seed: int
 ) -> Batch:
-    """Flip, shift and mix a batch as the settings say.
+    """Flip, shift, cover and mix a batch as the settings say.
 
+    Covering: T. DeVries, G. W. Taylor: "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     Mixing: H. Zhang et al.: "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
 
     Args:
@@ -55,6 +56,8 @@ def augmented(
                 value = torch.where(mirrored[:, None, None, None], value.flip(axes[1]), value)
             if settings.shift:
                 value = _shifted(value, settings.shift, axes, draw)
+            if settings.cutout:
+                value = _covered(value, settings.cutout, axes, draw)
             changed[i] = value
     others, share = labels, 1.0
     if settings.mixup > 0 and all(x.is_floating_point() for x in changed):
@@ -76,3 +79,17 @@ def _shifted(images: torch.Tensor, most: int, axes: tuple[int, int], draw: np.ra
             image = image.index_select(axis - 1, index)
         moved[i] = image
     return moved
+
+
+def _covered(images: torch.Tensor, side: int, axes: tuple[int, int], draw: np.random.Generator) -> torch.Tensor:
+    """Set a square in each image to its mean colour; the square's centre lies anywhere in the image."""
+    hidden = torch.ones(len(images), 1, 1, 1, dtype=torch.bool)
+    for axis in axes:
+        size = images.shape[axis]
+        start = torch.from_numpy(draw.integers(0, size, len(images)) - side // 2)[:, None]
+        place = torch.arange(size)[None]
+        within = (place >= start) & (place < start + side)
+        shape = [len(images), 1, 1, 1]
+        shape[axis] = size
+        hidden = hidden & within.view(shape)
+    return torch.where(hidden, images.mean(axes, keepdim=True), images)
