@@ -162,6 +162,34 @@ def test_blocks_that_are_not_there(stages, deep, net):
         stages.cut_depth(net, CutDepthOptions(blocks=1))
 
 
+class Residual(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(inputs, outputs, 3, outputs // inputs, 1), nn.Conv2d(outputs, outputs, 1)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, 2)
+
+    def forward(self, x):
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+
+def test_named_blocks_are_left_out(parts, stages):
+    torch.manual_seed(0)
+    blocks = [Residual(4, 4), Residual(4, 4), Residual(4, 8), Residual(8, 8)]
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *blocks).eval()
+    program = torch.export.export(module, (torch.rand(2, 1, 9, 9),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    network = parts.network.to_network(program)
+    made, record = stages.cut_depth(network, CutDepthOptions(drop=("2", "5")))
+    assert record == {"dropped": ["2", "5"]}
+    x = torch.rand(3, 1, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), nn.Sequential(*(m for i, m in enumerate(module) if i not in (2, 5)))(x))
+    assert not any(name.split(".")[0] in ("2", "5") for name, _ in made.named_parameters())
+    with pytest.raises(UsageError, match="4 takes 0 values of its result's shape"):
+        stages.cut_depth(network, CutDepthOptions(drop=("4",)))
+    with pytest.raises(UsageError, match="no block '9'"):
+        stages.cut_depth(network, CutDepthOptions(drop=("9",)))
+
+
 def test_relations_of_tokens_are_learned(parts, stages, deep):
     """A student with fewer heads and blocks learns how its teacher relates tokens."""
     teacher = deep[1]

@@ -118,12 +118,14 @@ class DistillOptions(TrainingSettings):
 
 
 class CutDepthOptions(Settings):
-    """Leaves out whole blocks of a stack of equal ones, as a transformer's.
+    """Leaves out whole blocks of a stack of equal ones, as a transformer's, or any block that changes no shape.
 
     Attributes:
         blocks: how many stay, spread evenly; the first and the last stay.
         keep: which stay, by their numbers from 0; replaces `blocks`.
+        drop: which go, by their modules' names; replaces both. What such a block is given must have its result's shape.
     """
 
     blocks: Count | None = None
     keep: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    drop: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import UsageError, did_you_mean
 from edgeopt.core.training import CutDepthOptions
 
 
@@ -22,19 +22,39 @@ def cut_depth(network: GraphModule, options: CutDepthOptions) -> tuple[GraphModu
     """Return a copy with fewer blocks, and a record of which stayed; the given network stays as it is.
 
     Raises:
-        UsageError: no stack of equal blocks is known of this model, or fewer blocks than asked for.
+        UsageError: no stack of equal blocks is known of this model, or fewer blocks than asked for, or a block to drop
+            is none or changes the shape of what it is given.
     """
     made = copy.deepcopy(network)
+    if options.drop:
+        return _without(made, options.drop)
     stack, blocks = _stack(made)
     kept = _kept(options, len(blocks))
     for number in range(len(blocks)):
         if number not in kept:
-            _bridge(blocks[number], stack, number, blocks[number - 1] if number else set())
-    made.graph.eliminate_dead_code()
-    made.recompile()
-    made.delete_all_unused_submodules()
+            _bridge(blocks[number], f"{stack}.{number}", blocks[number - 1] if number else set())
+    _tidy(made)
     names = [f"{stack}.{n}" for n in range(len(blocks))]
     return made, {"stack": stack, "kept": [names[n] for n in kept], "blocks": [len(blocks), len(kept)]}
+
+
+def _without(network: GraphModule, names: tuple[str, ...]) -> tuple[GraphModule, dict[str, Any]]:
+    regions: dict[str, set[Node]] = defaultdict(set)
+    for node in network.graph.nodes:
+        for path, _ in node.meta.get("nn_module_stack", {}).values():
+            regions[str(path)].add(node)
+    for name in names:
+        if not regions.get(name):
+            raise UsageError(f"cut_depth: the model has no block {name!r}{did_you_mean(name, regions)}")
+        _bridge(regions[name], name, set())
+    _tidy(network)
+    return network, {"dropped": list(names)}
+
+
+def _tidy(network: GraphModule) -> None:
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    network.delete_all_unused_submodules()
 
 
 def _kept(options: CutDepthOptions, total: int) -> list[int]:
@@ -78,11 +98,11 @@ def _layers(network: GraphModule, region: set[Node], block: str) -> tuple[str, .
     return tuple(sorted(f"{n.removeprefix(block)}:{type(network.get_submodule(n)).__name__}" for n in names))
 
 
-def _bridge(region: set[Node], stack: str, number: int, before: set[Node]) -> None:
+def _bridge(region: set[Node], block: str, before: set[Node]) -> None:
     """Let what reads a block's result read what the block was given."""
     results = [n for n in region if any(user not in region for user in n.users) and n.op != "get_attr"]
     if len(results) != 1:
-        raise UsageError(f"cut_depth: {stack}.{number} hands on {len(results)} values, not one")
+        raise UsageError(f"cut_depth: {block} hands on {len(results)} values, not one")
     (result,) = results
     given = [n for node in region for n in node.all_input_nodes if n not in region and n.op != "get_attr"]
     shape = _shape(result)
@@ -90,7 +110,7 @@ def _bridge(region: set[Node], stack: str, number: int, before: set[Node]) -> No
     if len(fitting) > 1 and before:
         fitting = [n for n in fitting if n in before] or fitting
     if len(fitting) != 1:
-        raise UsageError(f"cut_depth: {stack}.{number} takes {len(fitting)} values of its result's shape, not one")
+        raise UsageError(f"cut_depth: {block} takes {len(fitting)} values of its result's shape, not one")
     result.replace_all_uses_with(fitting[0], lambda user: user not in region)
 
 
