@@ -32,7 +32,7 @@ Document = dict[str, Any]
 EPOCHS = 16
 SHORT_EPOCHS = 1
 SHORT_PRUNE = {"macs": 0.5, "importance": "taylor", "round_to": 4}
-SHORT_DISTILL = {"epochs": SHORT_EPOCHS, "learning_rate": 0.1, "label_share": 0.3}
+SHORT_DISTILL = {"epochs": SHORT_EPOCHS, "batch_size": 128, "learning_rate": 0.1, "label_share": 0.3}
 SEEDS = (0, 1, 2)
 
 
@@ -139,11 +139,17 @@ def recipe_of(model: Path, train: Path | None, evaluation: Path | None, seed: in
     return document
 
 
+def distill_of(recipe: Document) -> Document:
+    """Return the options of a recipe's distillation."""
+    found: Document = next(stage["distill"] for stage in recipe["stages"] if "distill" in stage)
+    return found
+
+
 def resnet20(data: Path) -> Document:
     """Half the multiply-accumulates, distilled: how near to the dense net, how much faster."""
     model = ROOT / "models" / "cifar10-resnet20"
     recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip")
-    recipe["stages"][1]["distill"]["epochs"] = EPOCHS
+    distill_of(recipe)["epochs"] = EPOCHS
     record = run("resnet20", recipe, model)
     wanted = (("onnx", "fp32"), ("litert", "fp32"), ("onnx", "static_wi8_ai8"), ("litert", "static_wi8_ai8"))
     return {"stages": told(record), "files": files(record), "speed": speeds(record, model, wanted)}
@@ -166,14 +172,13 @@ def distillation(data: Path) -> Document:
     found: Document = {"epochs": SHORT_EPOCHS, "seeds": []}
     for seed in SEEDS:
         recipe = recipe_of(model, data / "cifar10-train.zip", data / "cifar10-test.zip", seed)
-        prune, distill = {"prune": SHORT_PRUNE}, recipe["stages"][1]
-        distill["distill"] |= SHORT_DISTILL
+        distill = distill_of(recipe) | SHORT_DISTILL
         own = ("temperature", "label_share", "teacher", "feature_weight", "relation_weight")
-        finetune = {"finetune": {k: v for k, v in distill["distill"].items() if k not in own}}
+        finetune = {k: v for k, v in distill.items() if k not in own}
         scores: Document = {"seed": seed}
-        for kind, stage in (("finetune", finetune), ("distill", distill)):
+        for kind, options in (("finetune", finetune), ("distill", distill)):
             short = recipe | {
-                "stages": [prune, stage],
+                "stages": [{"prune": SHORT_PRUNE}, {kind: options}],
                 "export": {"formats": ["onnx"], "precisions": ["fp32"], "samples": 100},
             }
             stages = told(run(f"{kind}-{seed}", short, model))

@@ -109,9 +109,7 @@ def table(found: Document) -> str:
                 f"{limit:g} was the aim"
             )
     kept = next((r["keep_float"] for r in found["rows"] if r["precision"] == "auto"), [])
-    asked = (
-        "- `auto`, whose boxes must overlap the original's by 99 % in calibration, keeps in float: "
-    )
+    asked = "- `auto`, whose boxes must overlap the original's by 99 % in calibration, keeps in float: "
     lines += [asked + (", ".join(f"`{name}`" for name in kept) or "nothing")]
     always = next((r["keep_float"] for r in found["rows"] if r["precision"] == "static_wi8_ai8"), [])
     lines += ["- `static_wi8_ai8` keeps in float: " + (", ".join(f"`{name}`" for name in always) or "nothing")]
