@@ -100,3 +100,14 @@ def test_a_table_for_people(edgeopt, fragile):
     assert ran.code == 0 and "wide" in ran.out and "head" not in ran.out.split("unit", 1)[1], ran.out
     ran = edgeopt("sensitivity", *fragile, "--keep-float", "haed")
     assert ran.code != 0 and "no layer is called 'haed'; did you mean 'head'" in ran.err
+
+
+def test_a_detectors_layers_are_listed_by_what_its_boxes_lose():
+    from edgeopt.report.sensitivity_plot import worst_first
+
+    rows = [
+        {"name": "scores", "sqnr_db": 30.0, "metric_drop": 0.0},
+        {"name": "boxes", "sqnr_db": 40.0, "metric_drop": 0.02},
+    ]
+    names = {m: [r["name"] for r in worst_first({"metric": m, "units": rows})] for m in ("overlap", "agreement", None)}
+    assert names == {"overlap": ["boxes", "scores"], "agreement": ["scores", "boxes"], None: ["scores", "boxes"]}

@@ -36,6 +36,16 @@ STYLE = """
 """
 
 
+def worst_first(sensitivity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the units by the damage that each does alone: in decibels, a detector's in overlap of its boxes.
+
+    Decibels of boxes in pixels say little of how well the boxes fit.
+    """
+    if sensitivity["metric"] == "overlap":
+        return sorted(sensitivity["units"], key=lambda row: (-row["metric_drop"], row["sqnr_db"]))
+    return sorted(sensitivity["units"], key=lambda row: row["sqnr_db"])
+
+
 def sensitivity_svg(document: dict[str, Any], limit: int = 60) -> str:
     """Return the chart: one bar per unit, the most damaging first; the longer the bar, the worse.
 
@@ -47,7 +57,7 @@ def sensitivity_svg(document: dict[str, Any], limit: int = 60) -> str:
         limit: bars at most; the rest is said in a line.
     """
     sensitivity = document["sensitivity"]
-    rows = sorted(sensitivity["units"], key=lambda r: r["sqnr_db"])
+    rows = worst_first(sensitivity)
     shown = rows[:limit]
     kept = set(document.get("keep_float") or ())
     bottom = TOP + PITCH * len(shown)

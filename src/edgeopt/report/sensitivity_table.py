@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeopt.report.sensitivity_plot import worst_first
+
 EXACT_DB = 300.0
 
 
@@ -20,8 +22,8 @@ def show_sensitivity(document: dict[str, Any], console: Console, limit: int = 20
         limit: rows at most.
     """
     sensitivity = document["sensitivity"]
-    rows = sorted(sensitivity["units"], key=lambda r: r["sqnr_db"])
     metric = sensitivity["metric"]
+    rows = worst_first(sensitivity)
     whole = sensitivity["quantized"]
     title = (
         f"{document['model']} in {document['precision']}: {len(rows)} units on {sensitivity['samples']} samples\n"
