@@ -24,12 +24,17 @@ def markdown(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
-def resnet20(document: Document) -> list[str]:
-    found = document["resnet20"]
+def resnet20(document: Document, part: str = "resnet20") -> list[str]:
+    found = document[part]
     before, after = found["stages"][0], found["stages"][-1]
-    lines = ["## ResNet-20 on CIFAR-10 at half the multiply-accumulates (seed 0)", "", *stages(found["stages"])]
+    of = "" if part == "resnet20" else ", by `recipe_narrow.yaml`"
+    lines = [f"## ResNet-20 on CIFAR-10 at half the multiply-accumulates{of} (seed 0)", "", *stages(found["stages"])]
     lines += ["", f"Distilled against dense: {points(after['top1'] - before['top1'])} on 10,000 test images."]
     return [*lines, "", *files(found["files"]), "", *speed(found["speed"])]
+
+
+def resnet20_narrow(document: Document) -> list[str]:
+    return resnet20(document, "resnet20-narrow")
 
 
 def torch_pruning(document: Document) -> list[str]:
@@ -123,6 +128,7 @@ def points(difference: float) -> str:
 
 PARTS = {
     "resnet20": resnet20,
+    "resnet20-narrow": resnet20_narrow,
     "torch-pruning": torch_pruning,
     "distillation": distillation,
     "sst2": sst2,
