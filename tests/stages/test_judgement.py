@@ -46,6 +46,11 @@ def test_boxes_without_area_neither_count_nor_divide_by_zero():
     assert overlap(flat, SCORES, reference=(flat, SCORES)) == 1
 
 
+def test_where_nothing_is_found_nothing_is_lost():
+    nothing = torch.zeros_like(SCORES)
+    assert overlap(BOXES + 5, nothing, reference=(BOXES, nothing)) == 1
+
+
 @given(st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8))
 def test_overlap_is_a_share(values):
     other = torch.tensor(values).view(1, 1, 4, 2)

@@ -11,7 +11,7 @@ from edgeopt.core.quantization import QuantizationOptions, scheme_of
 from edgeopt.stages.softmax_means import softmax_means
 
 torch.set_num_threads(1)
-PLACES, SIDE = 16, 64
+PLACES = 16
 
 
 class Head(nn.Module):

@@ -66,7 +66,7 @@ def sensitivity_svg(document: dict[str, Any], limit: int = 60) -> str:
     worst = shown[0]["name"] if shown else "none"
     told = (
         f"Output SQNR in decibels when one unit alone is quantized, {len(rows)} units on {sensitivity['samples']} "
-        f"samples; the worst is {worst}. All units quantized: {sensitivity['quantized']['snr_db']:.1f} dB."
+        f"samples; {worst} does most damage. All units quantized: {sensitivity['quantized']['snr_db']:.1f} dB."
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '

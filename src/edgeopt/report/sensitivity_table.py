@@ -68,7 +68,7 @@ def _show_choice(choice: dict[str, Any], console: Console) -> None:
 def _score(score: dict[str, Any]) -> str:
     told = f"{_decibel(score['snr_db'])} dB"
     for name in ("agreement", "metric", "overlap"):
-        if score.get(name) is not None:
+        if score[name] is not None:
             told += f", {name} {100 * score[name]:.2f} %"
     return told
 

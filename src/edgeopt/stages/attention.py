@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from edgeopt.stages.layers import Layer, layers_of
-from edgeopt.stages.units import MOVERS, aten
+from edgeopt.stages.units import aten, movers_before
 
 MIXING = (aten.matmul.default, aten.bmm.default)
 FUSED = aten.scaled_dot_product_attention.default
@@ -28,7 +28,7 @@ def value_channels(module: GraphModule, source: Node) -> tuple[Layer, torch.Tens
     Returns:
         None where `source` is no such thing, or something else reads the values too.
     """
-    after = _movers_before(source)
+    after = movers_before(source)
     mixing = after[0].args[0] if after else source
     if not isinstance(mixing, Node) or mixing.op != "call_function":
         return None
@@ -40,7 +40,7 @@ def value_channels(module: GraphModule, source: Node) -> tuple[Layer, torch.Tens
         return None
     if not isinstance(values, Node) or not all(len(n.users) == 1 for n in (*after[:-1], mixing)):
         return None
-    before = _movers_before(values)
+    before = movers_before(values)
     origin = before[0].args[0] if before else values
     layer = next((la for la in layers_of(module) if la.node is origin and la.kind == "linear"), None)
     if layer is None or not _lead_only_to(layer.node, before):
@@ -55,15 +55,6 @@ def value_channels(module: GraphModule, source: Node) -> tuple[Layer, torch.Tens
         return None
     channels = sent[0].to(torch.int64)
     return (layer, channels) if len(set(channels.tolist())) == len(channels) else None
-
-
-def _movers_before(node: Node) -> list[Node]:
-    """Return the chain of moving operators that ends in `node`, in the order of execution."""
-    chain: list[Node] = []
-    while node.op == "call_function" and node.target in MOVERS and isinstance(node.args[0], Node):
-        chain.append(node)
-        node = node.args[0]
-    return chain[::-1]
 
 
 def _lead_only_to(origin: Node, chain: list[Node]) -> bool:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
+from edgeopt.stages.units import SOFTMAX
 from edgeopt.training.network import Probe, observe
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
-SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 
 @dataclass

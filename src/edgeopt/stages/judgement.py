@@ -130,8 +130,9 @@ class Tally:
         snr = min(decibel(s, n) for s, n in zip(self.signal, self.noise, strict=True))
         agreement = self.same / self.answers if self.answers else None
         metric = self.scored / self.samples if self.samples else None
-        overlap = self.overlapping / max(self.weight, 1e-12) if self.judge.boxes else None
-        return Score(snr, agreement, metric, overlap)
+        if not self.judge.boxes:
+            return Score(snr, agreement, metric)
+        return Score(snr, agreement, metric, self.overlapping / self.weight if self.weight else 1.0)
 
 
 def decibel(signal: float, noise: float) -> float:
@@ -158,7 +159,8 @@ def _overlap(reference: Outputs, actual: Outputs) -> tuple[float, float]:
     common = sides.clamp(min=0).prod(-2)
     areas = [(b[..., 2:, :] - b[..., :2, :]).clamp(min=0).prod(-2) for b in (wanted, got)]
     union = areas[0] + areas[1] - common
-    weight, kind = certain.max(-2)
+    best, kind = certain.max(-2)
+    weight = best.clamp(min=0)
     same = kind == scored.argmax(-2)
     shares = torch.where(same & (union > 0), common / union.clamp(min=1e-12), 0.0)
     return float((weight * shares).sum()), float(weight[union > 0].sum())

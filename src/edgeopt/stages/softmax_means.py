@@ -8,20 +8,18 @@ layer costs next to nothing, since it has one output channel.
 
 from __future__ import annotations
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from edgeopt.stages.attention_values import SOFTMAX
 from edgeopt.stages.layers import layers_of
-from edgeopt.stages.units import MOVERS
+from edgeopt.stages.units import SOFTMAX, movers_before
 
 
 def softmax_means(module: GraphModule) -> tuple[str, ...]:
     """Return the names of the layers of one output channel that read a softmax, values moved in between or not."""
     found = []
     for layer in layers_of(module):
-        source = layer.input_node
-        while source.target in MOVERS and isinstance(before := source.args[0], Node):
-            source = before
+        moved = movers_before(layer.input_node)
+        source = moved[0].all_input_nodes[0] if moved else layer.input_node
         if source.target in SOFTMAX and layer.weight.shape[layer.channel_axis] == 1:
             found.append(layer.name)
     return tuple(dict.fromkeys(found))

@@ -23,6 +23,7 @@ MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default)
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor)
 PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
 CONCATENATIONS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
 POOLED = (aten.mean.dim, aten.adaptive_avg_pool2d.default)
 ACTIVATIONS = (
     aten.hardswish.default,
@@ -206,6 +207,15 @@ def wanting_integers(module: GraphModule, units: Mapping[Node, Unit]) -> set[Nod
         elif node.op == "call_function" and node.target in MOVERS and any(user in reading for user in node.users):
             reading.add(node)
     return wanted
+
+
+def movers_before(node: Node) -> list[Node]:
+    """Return the chain of moving operators that ends in `node`, in the order of execution."""
+    chain: list[Node] = []
+    while node.op == "call_function" and node.target in MOVERS and isinstance(node.args[0], Node):
+        chain.append(node)
+        node = node.args[0]
+    return chain[::-1]
 
 
 def domain_of(node: Node) -> tuple[float, float]:
