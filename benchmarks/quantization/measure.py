@@ -27,6 +27,7 @@ from cases import SUITES, Case
 from environments import HERE, ROOT, python_of
 from latency import RUNTIMES as TIMED
 from latency import spread
+from score import IN_FLOAT16
 
 BUILD = ROOT / "build" / "quantization"
 DATA = ROOT.parent / "shared" / "data"
@@ -142,16 +143,19 @@ class Bench:
         else:
             found |= json.loads((place / "made.json").read_text())
             artifacts = found.pop("artifacts", {case.form: job["out"]})
-            found["artifacts"] = {form: self._score(place, form, Path(path)) for form, path in artifacts.items()}
+            if "coreml" in artifacts and case.precision.startswith("static"):
+                artifacts[IN_FLOAT16] = artifacts["coreml"]
+            found["artifacts"] = {f: self._score(place, f, case.precision, Path(p)) for f, p in artifacts.items()}
             if found.get("simulation"):
-                found["simulation"] = self._score(place, "torch", Path(found["simulation"]))
+                found["simulation"] = self._score(place, "torch", case.precision, Path(found["simulation"]))
             if "bytes" in found:
                 found["artifacts"][case.form]["bytes"] = found.pop("bytes")
         result.write_text(json.dumps(found, indent=2) + "\n")
         return found
 
-    def _score(self, place: Path, form: str, artifact: Path) -> Document:
+    def _score(self, place: Path, form: str, precision: str, artifact: Path) -> Document:
         told = {"subject": str(self.folder / "subject"), "artifact": str(artifact), "format": form}
+        told["precision"] = precision
         told |= {"outputs": str(place / f"outputs-{artifact.stem}-{form}"), "out": str(place / f"score-{form}.json")}
         reason = call([sys.executable, str(HERE / "score.py"), json.dumps(told)], place / f"score-{form}.log")
         paths = {"path": str(artifact), "outputs": told["outputs"]}
@@ -206,7 +210,7 @@ class Bench:
         digest = hashlib.sha256(json.dumps([settings, record["fingerprint"]], sort_keys=True).encode())
         files = [HERE / "peers" / f"{case.script}.py", HERE / "peers" / "job.py"]
         if case.script == "edgeopt_convert":
-            for folder in ("exporters", "stages", "tasks", "core"):
+            for folder in ("exporters", "stages", "tasks", "core", "mil"):
                 files += sorted((ROOT / "src" / "edgeopt" / folder).rglob("*.py"))
             files.append(ROOT / "src" / "edgeopt" / "conversion.py")
         for file in files:

@@ -13,23 +13,27 @@ import numpy as np
 
 from edgeopt.bench.parity import Threshold, compare, read_labels
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import coreml_arithmetic
 from edgeopt.tasks.execute import execute
 
 RUNTIMES = {"onnx": "ort", "litert": "litert", "coreml": "coreml", "executorch": "executorch", "torch": "torch"}
+IN_FLOAT16 = "coreml-float16"
+"""Core ML packages of integer activations as devices without int8 arithmetic compute them."""
 
 
-def score(subject: Path, artifact: Path, form: str, outputs: Path) -> dict[str, Any]:
+def score(subject: Path, artifact: Path, form: str, precision: str, outputs: Path) -> dict[str, Any]:
     """Return agreement, SNR, top-1 and size of one artifact; its outputs stay under `outputs`."""
+    coreml = {"precision": "fp16" if form == IN_FLOAT16 else coreml_arithmetic(precision), "threads": 1}
     record = json.loads((subject / "subject.json").read_text())
     shutil.rmtree(outputs, ignore_errors=True)
     ran = execute(
-        runtime=RUNTIMES[form],
+        runtime=RUNTIMES["coreml" if form == IN_FLOAT16 else form],
         artifact=str(artifact),
         inputs=record["inputs"],
         outputs=record["outputs"],
         inputs_folder=str(subject / "inputs"),
         folder=str(outputs),
-        options={"coreml": {"precision": "fp16", "threads": 1}, "executorch": {}}.get(form, {"threads": 1}),
+        options={"coreml": coreml, IN_FLOAT16: coreml, "executorch": {}}.get(form, {"threads": 1}),
     )
     return {
         "format": form,
@@ -88,5 +92,6 @@ if __name__ == "__main__":
     if "between" in told:
         found = between(Path(told["subject"]), {k: Path(v) for k, v in told["between"].items()})
     else:
-        found = score(Path(told["subject"]), Path(told["artifact"]), told["format"], Path(told["outputs"]))
+        paths = (Path(told[name]) for name in ("subject", "artifact"))
+        found = score(*paths, told["format"], told["precision"], Path(told["outputs"]))
     Path(told["out"]).write_text(json.dumps(found, indent=2) + "\n")

@@ -11,7 +11,14 @@ TITLES = {
     "palettized_w4": "Palettes of 16 weights",
     "dynamic_wi8_afp32": "Dynamic int8",
 }
-NAMES = {"onnx": "ONNX", "litert": "LiteRT", "coreml": "Core ML", "executorch": "ExecuTorch", "torch": "PyTorch only"}
+NAMES = {
+    "onnx": "ONNX",
+    "litert": "LiteRT",
+    "coreml": "Core ML",
+    "coreml-float16": "Core ML in float16",
+    "executorch": "ExecuTorch",
+    "torch": "PyTorch only",
+}
 
 
 def markdown(document: Document) -> str:

@@ -23,7 +23,7 @@ from edgeopt.core.errors import (
 )
 from edgeopt.core.formats import FORMATS, Format, format_of_file
 from edgeopt.core.model import TensorSpec
-from edgeopt.core.quantization import QuantizationOptions, scheme_of
+from edgeopt.core.quantization import QuantizationOptions, coreml_arithmetic, scheme_of
 from edgeopt.core.target import Target
 from edgeopt.scratch import ScratchFolder, sweep
 from edgeopt.worker import Worker
@@ -215,7 +215,7 @@ def execute(
         "outputs": prepared["model"]["outputs"] if outputs is None else outputs,
         "inputs_folder": str(work.folder / "inputs"),
         "folder": str(work.folder / folder_named(name)),
-        "options": {"precision": "fp32" if precision == "fp32" else "fp16"} if form.name == "coreml" else {},
+        "options": {"precision": coreml_arithmetic(precision)} if form.name == "coreml" else {},
     }
     what = f"running {path.name}"
     ran: Document = work.call(worker, name, "execute:execute", arguments, what=what, failure=ArtifactError)

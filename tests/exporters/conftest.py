@@ -16,6 +16,7 @@ from edgeopt.core.artifact import Export, Parity
 from edgeopt.core.errors import ArtifactError, ConversionError
 from edgeopt.core.formats import FORMATS
 from edgeopt.core.model import TensorSpec
+from edgeopt.core.quantization import coreml_arithmetic
 from edgeopt.tasks.execute import execute
 from edgeopt.tasks.prepare import prepare
 from edgeopt.tasks.quantize import quantize
@@ -103,6 +104,30 @@ class Net(nn.Module):
         x = image * self.scale + self.boxes * scale
         return {"boxes": x, "add": self.table(x) + self.add, "mul": x.flatten(1), "linear": torch.relu(x)}
 """,
+    "residual": """
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 4 * channels, 1)
+        self.depth = nn.Conv2d(4 * channels, 4 * channels, 3, padding=1, groups=4 * channels)
+        self.project = nn.Conv2d(4 * channels, channels, 1)
+        with torch.no_grad():
+            self.expand.weight *= 3
+            self.depth.weight *= 4
+
+    def forward(self, x):
+        return x + self.project(nn.functional.relu6(self.depth(nn.functional.relu6(self.expand(x)))))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Block(8) for _ in range(3)), nn.Conv2d(8, 12, 1), *(Block(12) for _ in range(3)))
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, image):
+        return self.head(nn.functional.relu(self.blocks(self.stem(image))).mean((2, 3)))
+""",
     "median": """
 class Net(nn.Module):
     def forward(self, image):
@@ -115,6 +140,7 @@ ODD_NAMES = ("input.1", "class", "self", "x, y=open('pwned', 'w')", "495")
 INPUTS = {
     "odd_names": ", ".join(f"{{name: {json.dumps(name)}, shape: [1, 3, 4, 4]}}" for name in ODD_NAMES),
     "names_of_weights": f"{IMAGE}, {{name: scale, shape: [1, 1, 1, 1]}}",
+    "residual": "{name: image, shape: [1, 3, 64, 64]}",
     "two_inputs_dict_output": f"{IMAGE}, {{name: features, shape: [1, 6]}}",
     "tokens_through_attention": TOKENS,
     "sequential_batch_of_three": "{name: image, shape: [3, 3, 12, 12]}",
@@ -144,6 +170,7 @@ class Made:
     export: Export
     path: Path
     parity: Parity
+    outputs: Path  # a folder
 
 
 @pytest.fixture(scope="session")
@@ -247,7 +274,7 @@ def make(format_worker, prepared) -> Callable[..., Made]:
                 "outputs": request["outputs"],
                 "inputs_folder": str(model.folder / "inputs"),
                 "folder": str(outputs),
-                "options": {"precision": "fp32" if precision == "fp32" else "fp16"} if form == "coreml" else {},
+                "options": {"precision": coreml_arithmetic(precision)} if form == "coreml" else {},
             },
             what=f"running {path.name}",
             log=log,
@@ -264,7 +291,7 @@ def make(format_worker, prepared) -> Callable[..., Made]:
             inputs="random",
             threshold=THRESHOLDS[precision],
         )
-        kept[key] = Made(Export.from_json(record), path, parity)
+        kept[key] = Made(Export.from_json(record), path, parity, outputs)
         return kept[key]
 
     return make

@@ -13,9 +13,6 @@ import torch
 from edgeopt.core.formats import FORMATS
 from edgeopt.exporters.coreml_executorch_weights import integers_of, layer_weights
 
-# Core ML's packages compute in half precision, and a weight's scale has the type that it is computed in.
-SCALE_ERROR = {"onnx": 0.0, "litert": 0.0, "executorch": 3e-7, "coreml": 2**-11}
-
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's own, when a module is copied
 @pytest.mark.parametrize("model", ["conv", "tokens_through_attention"])
@@ -33,7 +30,7 @@ def test_static_int8_stores_the_rounded_weights(make, prepared, model, form):
     for own in stored:
         matches = [scale for values, scale in expected if same_in_some_order(values, own.values)]
         assert len(matches) == 1, f"{own.values.shape} is none of the rounded weights"
-        np.testing.assert_allclose(own.scale, matches[0], rtol=SCALE_ERROR[form])
+        np.testing.assert_array_equal(own.scale, matches[0])
 
 
 def same_in_some_order(values, stored):

@@ -27,8 +27,8 @@ def test_reference_session(small_package: Path, small_input: np.ndarray) -> None
 
 
 def test_unknown_precision_and_damaged_package(small_package: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="int8"):
-        run_coreml.load(small_package, {"precision": "int8"})
+    with pytest.raises(UsageError, match="bf16"):
+        run_coreml.load(small_package, {"precision": "bf16"})
     with pytest.raises(ArtifactError):
         run_coreml.load(tmp_path, {})
 

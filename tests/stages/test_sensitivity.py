@@ -109,7 +109,8 @@ def test_the_simulation_is_the_quantized_graph(stages, net, shape, keep_float):
     performed = torch.stack([real.module()(torch.from_numpy(d["x"])) for d in data])
     original = torch.stack([program.module()(torch.from_numpy(d["x"])) for d in data])
     assert 15 < decibel(original, performed) < 60
-    assert decibel(performed, simulated) > decibel(original, performed) + 15
+    # Biases, which the graph rounds to float16 and to integers, are float in the simulation.
+    assert decibel(performed, simulated) > decibel(original, performed) + 9
 
 
 @pytest.mark.parametrize(("net", "shape"), [(Residual, (1, 3, 8, 8)), (Attention, (1, 5, 12)), (Weak, (2, 8))])

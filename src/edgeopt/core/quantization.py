@@ -51,6 +51,16 @@ def scheme_of(precision: str) -> Scheme:
     raise ValueError(f"{precision!r} names no precision")
 
 
+def coreml_arithmetic(precision: str) -> Literal["fp32", "fp16", "int8"]:
+    """Return the arithmetic of the devices that a Core ML package of a precision is made for.
+
+    Activations are quantized for neural engines with int8 arithmetic (A17 Pro, M4); others compute in float16.
+    """
+    if precision == "fp32":
+        return "fp32"
+    return "int8" if precision == "auto" or precision.startswith("static") else "fp16"
+
+
 class QuantizationOptions(Settings):
     """How weights and activations are brought to integers; the defaults suit nets of convolutions and transformers.
 

@@ -241,7 +241,8 @@ def rescale_constant_channels(made: LitertGraph, graph: LitertGraph) -> int:
         scales = np.asarray(weight.quantization.scale, np.float32)
         if not zero.any() or zero.all() or len(scales) != len(zero):
             continue
-        scales = np.where(zero, np.median(scales[~zero]), scales).astype(np.float32)
+        usual = np.sort(scales[~zero])[(np.count_nonzero(~zero) - 1) // 2]  # as PyTorch takes the median
+        scales = np.where(zero, usual, scales).astype(np.float32)
         steps = scales * np.float32(entry.quantization.scale[0])
         stored = made.integers(op.inputs[2]).copy()
         stored[zero] = np.rint(graph.floats(source.inputs[2])[zero].astype(np.float64) / steps[zero])

@@ -25,6 +25,9 @@ from edgeopt.mil.integrity import seal
 from edgeopt.worker import report
 
 TOOLS = ("torch", "coremltools")
+SCALES_OF_SUMS = "common::distributive_quantized_binary_op_scale_normalization"
+"""Divides a sum's scales by that of one operand, in float16: it saves a multiplication and moves results by up to a
+tenth of a step, away from those of the other formats."""
 DTYPES = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32"}
 
 
@@ -109,6 +112,9 @@ def _convert(program: torch.export.ExportedProgram, request: ExportRequest, sche
         "compute_precision": ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
         "skip_model_load": True,
     }
+    if scheme.kind == "static":
+        options["pass_pipeline"] = ct.PassPipeline()
+        options["pass_pipeline"].remove_passes({SCALES_OF_SUMS})
     if scheme.kind == "palettized":
         options["pass_pipeline"] = palettizing_pipeline(scheme.weight_bits, request.coreml_deployment_target == "iOS18")
     forms = lowered_programs(program, whole=scheme.kind == "static", half=half)

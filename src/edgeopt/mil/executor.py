@@ -18,12 +18,12 @@ from edgeopt.mil.plan import OP_FAILURES, Block, Planner, Reference, Result, Ste
 from edgeopt.mil.values import torch_dtype_named, type_name
 
 Array = NDArray[Any]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["int8", "fp32", "fp16"]
 
 # Called after every operator with its type, the variable's name and the value.
 Hook = Callable[[str, str, torch.Tensor], None]
 
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("int8", "fp32", "fp16")
 
 
 class Evaluator:
@@ -32,7 +32,9 @@ class Evaluator:
     `fp32` computes every float in single precision, whatever the program declares. `fp16` rounds the result of every
     operator that the program declares as fp16, as a device does between operators; where a program declares none (a
     package made with compute precision FLOAT32) it rounds all of them, which shows what half precision would cost.
-    Sums inside an operator stay in single precision either way.
+    Sums inside an operator stay in single precision either way. `int8` is `fp16` but for operators that read and write
+    integers: layers add up integers, as kernels for them do (`integer_layers`), and nothing is rounded on the way to
+    the next integers. It stands for devices with int8 arithmetic, `fp16` for those without.
 
     Attributes:
         inputs, outputs: as the package declares them.
@@ -54,7 +56,7 @@ class Evaluator:
         self.outputs: tuple[TensorSpec, ...] = program.outputs
         self._halves = declares_half(program.body)
         with torch.inference_mode():
-            self._plan = Planner(program.name, self._round).plan(program.body)
+            self._plan = Planner(program.name, self._round, integers=precision == "int8").plan(program.body)
         self._template: list[Any] = [None] * self._plan.slots
         for slot, value in self._plan.constants.items():
             self._template[slot] = value
@@ -124,7 +126,8 @@ class Evaluator:
 
     def _round(self, declared_half: bool, value: Any) -> Any:
         """Round a float tensor to half precision where this evaluator's precision says so."""
-        if self.precision == "fp16" and (declared_half or not self._halves) and value.dtype == torch.float32:
+        everywhere = self.precision == "fp16" and not self._halves
+        if self.precision != "fp32" and (declared_half or everywhere) and value.dtype == torch.float32:
             return value.half().float()
         return value
 

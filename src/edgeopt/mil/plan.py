@@ -19,6 +19,7 @@ from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 from edgeopt.core.errors import ArtifactError, UnsupportedOpError
 from edgeopt.mil.constexpr import decode, is_constant
 from edgeopt.mil.fallback import evaluate, has_value_inference
+from edgeopt.mil.integer_layers import IntegerLayer, integer_layers, unrounded
 from edgeopt.mil.ops import IGNORED, OPS
 from edgeopt.mil.parameters import call_late, converters_of, is_static, same
 from edgeopt.mil.values import to_tensor, torch_dtype_named, type_name
@@ -103,11 +104,19 @@ class Plan:
 
 
 class Planner:
-    """Plans one function; `rounds` says whether folded constants are rounded to half precision."""
+    """Plans one function.
 
-    def __init__(self, name: str, rounds: Callable[[bool, Any], Any]) -> None:
+    Args:
+        name: of the program.
+        rounds: rounds a folded constant to half precision where it is declared so and the precision asks for it.
+        integers: whether operators that read and write integers are computed as on integers, nothing between rounded.
+    """
+
+    def __init__(self, name: str, rounds: Callable[[bool, Any], Any], integers: bool = False) -> None:
         self.name = name
         self.rounds = rounds
+        self.integers = integers
+        self.exact: set[Any] = set()
         self.slot_of: dict[Any, Slot] = {}
         self.constants: dict[Slot, Any] = {}
         self.results: dict[Slot, Result] = {}
@@ -142,7 +151,7 @@ class Planner:
         if name is None:
             return Result(slot, var.name, None, None, False)
         shape = None if any(is_symbolic(d) for d in var.shape) else tuple(int(d) for d in var.shape)
-        return Result(slot, var.name, torch_dtype_named(name), shape, name == "fp16")
+        return Result(slot, var.name, torch_dtype_named(name), shape, name == "fp16" and var not in self.exact)
 
     def _value(self, var: Any) -> Slot:
         """Return the slot of a variable, decoding it where it is a constant met for the first time."""
@@ -157,13 +166,24 @@ class Planner:
 
     def _block(self, block: Any, arguments: tuple[Slot, ...]) -> Block:
         steps = []
+        layers = {layer.end: layer for layer in integer_layers(block)} if self.integers else {}
+        self.exact |= unrounded(block) if self.integers else set()
+        inner = {op for layer in layers.values() for op in layer.inner}
         for op in block.operations:
-            if op.op_type == "const" or op.op_type.startswith("constexpr_"):
+            if op.op_type == "const" or op.op_type.startswith("constexpr_") or op in inner:
                 continue
-            step = self._step(op)
+            step = self._integer_step(layers[op]) if op in layers else self._step(op)
             if step is not None:
                 steps.append(step)
         return Block(steps, arguments, tuple(self._value(var) for var in block.outputs))
+
+    def _integer_step(self, layer: IntegerLayer) -> Step:
+        whole = self._step(layer.layer)
+        assert whole is not None and isinstance(whole.call, functools.partial)
+        given = {name: value for name, value in whole.call.keywords.items() if name not in ("weight", "bias")}
+        call = functools.partial(layer, functools.partial(whole.call.func, **given))
+        results = tuple(self.results[self._slot(v)] for v in layer.end.outputs)
+        return Step(whole.kind, whole.name, call, {"stored": self._value(layer.source)}, results)
 
     def _step(self, op: Any) -> Step | None:
         if op.op_type in ("cond", "while_loop"):

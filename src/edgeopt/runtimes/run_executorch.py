@@ -43,6 +43,7 @@ class ExecuTorchSession:
     """The method `forward` of a program; its tensors have no names, so they are called by position."""
 
     def __init__(self, path: Path) -> None:
+        self._name = path.name
         content = path.read_bytes()
         if content[4:6] != b"ET":
             raise ArtifactError(f"{path.name}: not an ExecuTorch program (no ET identifier)")
@@ -64,7 +65,7 @@ class ExecuTorchSession:
         try:
             results = self._method.execute(tensors)
         except (RuntimeError, ValueError) as error:
-            raise ArtifactError(f"ExecuTorch cannot run the model: {_reason(error)}") from error
+            raise ArtifactError(f"ExecuTorch cannot run {self._name}: {_reason(error)}") from error
         # The runtime reuses its output memory at the next call.
         return {s.name: np.array(r.numpy()) for s, r in zip(self.outputs, results, strict=True)}
 

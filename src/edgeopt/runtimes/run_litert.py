@@ -31,6 +31,7 @@ class LiteRTSession:
     """An interpreter on the CPU (XNNPACK delegate)."""
 
     def __init__(self, path: Path, threads: int) -> None:
+        self._name = path.name
         content = path.read_bytes()
         if content[4:8] != b"TFL3":
             raise ArtifactError(f"{path.name}: not a TFLite flatbuffer (no TFL3 identifier)")
@@ -59,7 +60,7 @@ class LiteRTSession:
             self._interpreter.invoke()
             return {name: self._interpreter.get_tensor(index) for name, index in self._output_index.items()}
         except (ValueError, RuntimeError) as error:
-            raise ArtifactError(f"LiteRT cannot run the model: {_reason(error)}") from error
+            raise ArtifactError(f"LiteRT cannot run {self._name}: {_reason(error)}") from error
 
 
 def _spec(name: str, detail: dict[str, Any]) -> TensorSpec:

@@ -33,6 +33,7 @@ class OrtSession:
     """An ONNX Runtime session on the CPU."""
 
     def __init__(self, path: Path, threads: int) -> None:
+        self._name = path.name
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
@@ -51,7 +52,7 @@ class OrtSession:
         try:
             results = self._session.run(None, inputs)
         except Exception as error:
-            raise ArtifactError(f"onnxruntime cannot run the model: {_reason(error)}") from error
+            raise ArtifactError(f"onnxruntime cannot run {self._name}: {_reason(error)}") from error
         return {spec.name: np.asarray(result) for spec, result in zip(self.outputs, results, strict=True)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgeopt.core.errors import ConversionError
 from edgeopt.core.quantization import QuantizationOptions, Scheme
 from edgeopt.stages.batched_graph import BatchedGraph, State, View
 from edgeopt.stages.claims import Claim, Step, claims_of, covering, observer_of, step_of, told
+from edgeopt.stages.exact_sums import fix_scales
 from edgeopt.stages.fold_batch_norm import fold_batch_norm
 from edgeopt.stages.layers import Layer, layers_of
 from edgeopt.stages.quantizer import ANNOTATION, EdgeQuantizer
@@ -137,6 +138,8 @@ class FakeQuantized:
                     self.graph.settle(samples)
                 if self.scheme.kind == "static":
                     self.graph.run(samples, observe)
+            if self.scheme.kind == "static":
+                fix_scales(self._sums(observers))
             self.steps = {key: step_of(observer, self.scheme) for key, observer in observers.items()}
             self.joint_steps = {group: step_of(observer, self.scheme) for group, observer in joint.items()}
 
@@ -219,6 +222,14 @@ class FakeQuantized:
                 found[key] = same if same is not None else observer_of(claim.spec)
                 made.setdefault(claim.value, {})[kind] = found[key]
         return found
+
+    def _sums(self, observers: dict[tuple[Node, bool], Any]) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the observers of both operands and of the result of each sum, its maker's where a value has two."""
+        for unit in units_of(self.module):
+            found = [observers.get((n, True)) or observers.get((n, False)) for n in (*unit.operands, unit.last)]
+            if unit.kind == "sum" and all(o is not None for o in found):
+                first, second, result = found
+                yield first, second, result
 
     def _weight_of(self, layer: Layer) -> Callable[[], torch.Tensor]:
         node = layer.weight_node

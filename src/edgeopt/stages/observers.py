@@ -9,6 +9,7 @@ import torch
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from edgeopt.core.quantization import Estimator
+from edgeopt.stages import half_scales
 from edgeopt.stages.histogram import Histogram
 from edgeopt.stages.ranges import estimate
 
@@ -24,6 +25,9 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         dtype, qscheme, quant_min, quant_max: of the integers; symmetric schemes have the zero point 0.
         estimator: of the range.
         lower, upper: values outside make no difference to what reads this tensor, so the range stays inside.
+
+    Attributes:
+        fixed_scale: of 8-bit integers, in place of the estimated one.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         self.lower = lower
         self.upper = upper
         self.histogram = Histogram()
+        self.fixed_scale: float | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -65,6 +70,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
             scale, zero_point = max(high / self.quant_max, SMALLEST_SCALE), 0
         else:
             scale = max((high - low) / (self.quant_max - self.quant_min), SMALLEST_SCALE)
+            scale = self.fixed_scale or half_scales.below(scale)
             zero_point = min(max(self.quant_min - round(low / scale), self.quant_min), self.quant_max)
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
 
@@ -111,7 +117,7 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao s
 
     def _scales(self, weight: torch.Tensor) -> torch.Tensor:
         largest = weight.transpose(0, self.ch_axis).flatten(1).abs().amax(1).float()
-        scale = largest / self.quant_max
+        scale = half_scales.nearest(largest / self.quant_max)
         # A channel of zeros takes any scale; one as its neighbours' keeps the bias, whose scale follows, representable.
         usual = scale[scale > 0].median() if bool((scale > 0).any()) else torch.tensor(1.0)
         return torch.where(largest > 0, scale, usual).clamp_min(float(usual) * 2**-20)
@@ -122,4 +128,4 @@ class WeightObserver(PerChannelWeightObserver):
 
     def _scales(self, weight: torch.Tensor) -> torch.Tensor:
         largest = weight.abs().max().float()
-        return torch.where(largest > 0, largest / self.quant_max, torch.tensor(1.0)).reshape(1)
+        return torch.where(largest > 0, half_scales.nearest(largest / self.quant_max), torch.tensor(1.0)).reshape(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from edgeopt.core.errors import ConversionError
 from edgeopt.core.model import TensorSpec
 from edgeopt.core.quantization import QuantizationOptions, Scheme
+from edgeopt.stages.exact_sums import align_sums
 from edgeopt.stages.observers import RangeObserver
 from edgeopt.stages.quantizer import EdgeQuantizer
+from edgeopt.stages.settle_biases import settle_biases
 from edgeopt.worker import report
 
 Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
@@ -29,10 +31,12 @@ class Quantized:
         program: with quantize and dequantize operators and int8 weights.
         ranges: smallest and largest number that the integers of each quantized activation stand for, by the name of
             the node in the float program that computes it.
+        biases: of the float program's layers, rounded to what every format stores; by the constants' names.
     """
 
     program: torch.export.ExportedProgram
     ranges: dict[str, tuple[float, float]]
+    biases: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def quantize(
@@ -62,6 +66,10 @@ def quantize(
     assert isinstance(module, GraphModule)
     quantizer = EdgeQuantizer.of(scheme, options)
     prepared = calibrate(module, quantizer, batches, inputs)
+    biases: dict[str, torch.Tensor] = {}
+    if scheme.activation_bits == 8:
+        align_sums(prepared)
+        biases = settle_biases(prepared)
     ranges = ranges_of(prepared)
     examples = tuple(torch.from_numpy(next(iter(batches()))[s.name]) for s in inputs)
     with warnings.catch_warnings():
@@ -69,7 +77,7 @@ def quantize(
         quantized = torch.export.export(convert_pt2e(prepared), examples)
     if not any("quantized_decomposed" in str(node.target) for node in quantized.graph.nodes):
         raise ConversionError("static int8: the model has no layer that can be quantized")
-    return Quantized(quantized, ranges)
+    return Quantized(quantized, ranges, biases)
 
 
 def calibrate(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeopt.core.quantization import QuantizationOptions, Scheme
+from edgeopt.stages import half_scales
 from edgeopt.stages.layers import Layer
 from edgeopt.stages.unfold import Columns, rows_of, weight_of_rows
 from edgeopt.stages.walk import Arrival
@@ -156,21 +157,11 @@ def round_nearest(layer: Layer, grid: Grid) -> None:
 
 
 def recoverable_scale(largest: torch.Tensor, end: int) -> torch.Tensor:
-    """Return the float32 scale nearest to `largest / end` that comes back, bit for bit, as `(scale * end) / end`.
+    """Return `largest / end` in eleven significant bits; it comes back, bit for bit, as `(scale * end) / end`.
 
     A grid of zeros has scale 1.
     """
-    first = torch.where(largest > 0, largest / end, torch.ones_like(largest))
-    scale = first.clone()
-    for step in (1, -1, 2, -2, 3, -3):
-        lost = (scale * end) / end != scale
-        if not lost.any():
-            break
-        moved = first
-        for _ in range(abs(step)):
-            moved = torch.nextafter(moved, torch.full_like(moved, torch.inf if step > 0 else 0.0))
-        scale = torch.where(lost, moved, scale)
-    return scale
+    return half_scales.nearest(torch.where(largest > 0, largest / end, torch.ones_like(largest)))
 
 
 def round_rows(rows: torch.Tensor, moments: Moments, grid: Grid, *, damping: float = DAMPING) -> torch.Tensor:

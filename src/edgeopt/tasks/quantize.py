@@ -24,6 +24,7 @@ from edgeopt.stages.judgement import Judge
 from edgeopt.stages.mixed_precision import Choice, Tolerance, score_of, search
 from edgeopt.stages.quantize import quantize as quantize_program
 from edgeopt.stages.sensitivity import stack
+from edgeopt.stages.settle_biases import with_biases
 from edgeopt.stages.softmax_means import softmax_means
 from edgeopt.stages.train_quantized import TrainingOptions, train_quantized
 from edgeopt.stages.units import names_of_units
@@ -48,7 +49,7 @@ def quantize(
     """Read a float program and write what the exporters of a precision start from into the folder `out`.
 
     Files:
-        conditioned.pt2: float, its weights on the precision's integer grid.
+        conditioned.pt2: float, its weights on the precision's integer grid; static: its biases too.
         quantized.pt2: static precisions only; the same with quantize and dequantize operators.
         ranges.json: static precisions only; `{"activations": {node of conditioned.pt2: [min, max]}}`.
 
@@ -119,6 +120,7 @@ def quantize(
             report("calibrating")
             made = quantize_program(conditioned, batches, specs, scheme, chosen)
             quantized = made.program, made.ranges
+            with_biases(conditioned, made.biases)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.export.save(conditioned, folder / "conditioned.pt2")
