@@ -20,6 +20,7 @@ from edgeopt.stages.quantizer import EdgeQuantizer
 from edgeopt.stages.reconstruct_weights import reconstruct_weights
 from edgeopt.stages.round_weights import Grid, grid_of, round_nearest, round_weights
 from edgeopt.stages.smooth import smooth
+from edgeopt.stages.split_channels import split_channels
 from edgeopt.stages.still_channels import silence_still_channels
 from edgeopt.stages.walk import Batches, walk
 from edgeopt.worker import report
@@ -34,10 +35,10 @@ def condition(
 ) -> torch.export.ExportedProgram:
     """Return the program in float, with the weights of its layers on the integer grid of `scheme`.
 
-    Batch normalization is folded, layers are equalized and smoothed, then rounded in the order of execution, each on
-    what the layers before it, already rounded, make of the calibration samples; for a static scheme their activations
-    are quantized too, and channels that stand still become constants. Layers that `options.keep_float` names are not
-    rounded. The given program stays as it is.
+    Batch normalization is folded, layers are equalized and smoothed, channels that stand still take over half of
+    others, then layers are rounded in the order of execution, each on what those before it, already rounded, make of
+    the calibration samples; for a static scheme their activations are quantized too, and channels that still stand
+    still become constants. Layers that `options.keep_float` names are not rounded. The given program stays as it is.
 
     Args:
         program: in float, of fixed shapes.
@@ -55,6 +56,7 @@ def condition(
         if options.equalize:
             report("equalizing")
             equalize(module, batches, inputs)
+            split_channels(module, batches, inputs)
         if options.smooth is not None:
             report("smoothing")
             smooth(module, batches, inputs, options.smooth)
