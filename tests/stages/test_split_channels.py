@@ -1,4 +1,4 @@
-"""Still channels that take over half of another, `edgeopt.stages.split_channels`."""
+"""Still channels that take over part of another, `edgeopt.stages.split_channels`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeopt.core.quantization import QuantizationOptions, scheme_of
 from edgeopt.stages.condition import condition
 from edgeopt.stages.layers import layers_of
 from edgeopt.stages.quantize import quantize
-from edgeopt.stages.split_channels import chains_of, split_channels
+from edgeopt.stages.split_channels import _copies, chains_of, split_channels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's, when a module is copied
 SHAPE = (1, 3, 16, 16)
@@ -68,16 +68,18 @@ def decibel(expected: torch.Tensor, actual: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("clamp", [nn.ReLU6, nn.ReLU])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_worst_channel_is_halved_and_the_function_kept(clamp, bias):
+def test_the_worst_channel_is_copied_and_the_function_kept(clamp, bias):
     module = graph_of(Net(clamp, bias))
     before = run(module, batches())
     first, depthwise, last = layers_of(module)
     weights = [layer.weight.clone() for layer in (first, depthwise, last)]
-    assert split_channels(module, batches, SPECS) >= 1
-    assert torch.equal(first.weight[STILL[0]], weights[0][WORST])
-    assert torch.equal(depthwise.weight[STILL[0]], weights[1][WORST])
-    assert torch.equal(last.weight[:, WORST], weights[2][:, WORST] / 2)
-    assert torch.equal(last.weight[:, STILL[0]], weights[2][:, WORST] / 2)
+    assert split_channels(module, batches, SPECS) == 2
+    for copied in STILL:
+        assert torch.equal(first.weight[copied], weights[0][WORST])
+        assert torch.equal(depthwise.weight[copied], weights[1][WORST])
+        assert 0 < first.bias[copied] - first.bias[WORST] < 7 / 255
+    for channel in (WORST, *STILL):
+        torch.testing.assert_close(last.weight[:, channel], weights[2][:, WORST] / 3)
     after = run(module, batches())
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # borders see zeros that are not shifted
     torch.testing.assert_close(after[inside], before[inside], rtol=1e-4, atol=1e-4)
@@ -118,8 +120,16 @@ def test_no_still_channel_no_split():
 def test_channels_that_reach_their_clamp_are_not_split():
     net = Net()
     with torch.no_grad():
+        net.first.bias[:] = 0
         net.first.bias[WORST] = 5.8
     assert unsplit(net)
+
+
+def test_copies_go_where_they_save_most():
+    damage = torch.tensor([9.0, 1.0, 4.0, 0.0])
+    # 9 -> 9/4 saves 6.75; 4 -> 1 saves 3; then 9/4 -> 1 saves 1.25, 1 -> 1/4 saves 0.75.
+    assert _copies(damage, [10, 11, 12, 13], damage.sum()) == {0: [10, 12], 2: [11], 1: [13]}
+    assert _copies(damage, [10, 11, 12], 1000 * damage.sum()) == {}
 
 
 class ReadTwice(Net):

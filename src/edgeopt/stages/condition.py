@@ -35,7 +35,7 @@ def condition(
 ) -> torch.export.ExportedProgram:
     """Return the program in float, with the weights of its layers on the integer grid of `scheme`.
 
-    Batch normalization is folded, layers are equalized and smoothed, channels that stand still take over half of
+    Batch normalization is folded, layers are equalized and smoothed, channels that stand still take over part of
     others, then layers are rounded in the order of execution, each on what those before it, already rounded, make of
     the calibration samples; for a static scheme their activations are quantized too, and channels that still stand
     still become constants. Layers that `options.keep_float` names are not rounded. The given program stays as it is.

@@ -1,9 +1,9 @@
-"""Channels that stand still take over half of the channels whose rounding costs most.
+"""Channels that stand still take over part of the channels whose rounding costs most.
 
 R. Zhao, Y. Hu, J. Dotzel, C. De Sa, Z. Zhang: "Improving Neural Network Quantization without Retraining using Outlier
 Channel Splitting", ICML 2019, add channels to a layer so that a channel's value becomes the sum of two halves, rounded
 half a step apart. Nets trained with weight decay have room for them: channels between a convolution and a depthwise one
-that no input moves. A second copy there costs nothing, neither in size nor in time.
+that no input moves. Copies there cost nothing, neither in size nor in time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ aten = torch.ops.aten
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 STEPS = 255
 SAMPLES_JUDGED = 16
-WORTH = 0.02
-"""Of the damage of all channels: one that does less is not split."""
+WORTH = 0.01
+"""Of the damage of all channels: what a copy must save."""
+OFTEN = 0.01
+"""Of a channel's values: how many may come near its clamp."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,22 @@ class _Seen:
         known.total, known.count = known.total + flat.sum(1), known.count + flat.shape[1]
 
 
-def split_channels(module: GraphModule, batches: Batches, inputs: tuple[TensorSpec, ...]) -> int:
-    """Give the still channels of depthwise chains a copy of the worst channels there, in place.
+@dataclass
+class _Judged:
+    """Per channel, over some samples: damage of its rounding, and how many values come within a step of a clamp."""
 
-    Only a channel that no sample brings to its clamp is split, so that half a step more shifts all its values alike.
-    The function stays as it is but for the borders of the depthwise layer, whose zeros are not shifted: a copy is off
-    there by half a step at most. What a still channel gave goes into the last layer's bias.
+    damage: torch.Tensor
+    clamped: torch.Tensor
+    count: int = 0
+
+
+def split_channels(module: GraphModule, batches: Batches, inputs: tuple[TensorSpec, ...]) -> int:
+    """Give the still channels of depthwise chains copies of the worst channels there, in place.
+
+    Rounding n copies, each an n-th of a step further, errs by an n-th; each still channel goes where that saves most.
+    A channel is split only if hardly a value comes near its clamp, so that a shift moves all its values alike. The
+    function stays as it is but for those values and for the borders of the depthwise layer, whose zeros are not
+    shifted: a copy is off there by a step at most. What a still channel gave goes into the last layer's bias.
 
     Args:
         module: of an exported program, in float, batch normalization folded, equalized.
@@ -94,28 +106,32 @@ def split_channels(module: GraphModule, batches: Batches, inputs: tuple[TensorSp
         inputs: of the program, in order.
 
     Returns:
-        How many channels were split.
+        How many copies were made.
 
     Before: `W[c]·f(d[c] * x[c] + e[c])`.
-    After: `W[c]/2·f(d[c] * x[c] + e[c]) + W[c]/2·f(d[c] * (x[c] + s/2) + e[c] - s/2·Σd[c])`, s the step of x.
+    After: the sum over i < n of `W[c]/n·f(d[c] * (x[c] + i·s/n) + e[c] - i·s/n·Σd[c])`, s the step of x.
     """
     with torch.no_grad():
         chains = list(chains_of(module))
         seen = _Seen()
         if chains:
             _watch(module, chains, batches, inputs, lambda _, node, values: seen.add(node, values[node]))
-        chains = [c for c in chains if _still(c, seen).any() and _unclamped(module, c, seen).any()]
-        damage: dict[Node, torch.Tensor] = {}
+        chains = [c for c in chains if _still(c, seen).any()]
+        judged: dict[Node, _Judged] = {}
 
         def look(chain: Chain, node: Node, values: dict[Node, torch.Tensor]) -> None:
-            if node is chain.made:
-                entering = chain.depthwise.input_node
-                found = _damage(chain, values[entering], values[node], seen.ends[entering].step)
-                damage[node] = damage.get(node, torch.zeros_like(found)) + found
+            step = seen.ends[chain.depthwise.input_node].step
+            zero = torch.zeros(len(chain.first.weight))
+            known = judged.setdefault(chain.made, _Judged(zero, zero))
+            if node is chain.first.node:
+                near = _near_clamp(module, chain, values[node], step).transpose(0, 1).flatten(1)
+                known.clamped, known.count = known.clamped + near.sum(1), known.count + near.shape[1]
+            elif node is chain.made:
+                known.damage = known.damage + _damage(chain, values[chain.depthwise.input_node], values[node], step)
 
         if chains:
             _watch(module, chains, lambda: islice(batches(), SAMPLES_JUDGED), inputs, look)
-        return sum(_split(module, chain, seen, damage[chain.made]) for chain in chains)
+        return sum(_split(chain, seen, judged[chain.made]) for chain in chains)
 
 
 def chains_of(module: GraphModule) -> Iterator[Chain]:
@@ -179,14 +195,13 @@ def _still(chain: Chain, seen: _Seen) -> torch.Tensor:
     return ends.high - ends.low <= STILL * seen.ends[chain.made].step
 
 
-def _unclamped(module: GraphModule, chain: Chain, seen: _Seen) -> torch.Tensor:
-    """Return which channels move, and would not reach their clamp with one step more or less either."""
-    ends, step = seen.ends[chain.first.node], seen.ends[chain.depthwise.input_node].step
-    outermost = torch.stack((ends.low - step, ends.high + step))
-    kept = outermost
-    if chain.clamped is not chain.first.node:
-        kept = torch.as_tensor(call_node(module, chain.clamped, lambda _: outermost.clone()))
-    return (kept == outermost).all(0) & (ends.high - ends.low > step)
+def _near_clamp(module: GraphModule, chain: Chain, value: torch.Tensor, step: float) -> torch.Tensor:
+    """Return which values of the first layer its clamp changes, or would change one step further."""
+    if chain.clamped is chain.first.node:
+        return torch.zeros_like(value, dtype=torch.bool)
+    moved = torch.cat((value - step, value + step))
+    let_through = torch.as_tensor(call_node(module, chain.clamped, lambda _: moved.clone()))
+    return (let_through != moved).reshape(2, *value.shape).any(0)
 
 
 def _damage(chain: Chain, value: torch.Tensor, made: torch.Tensor, step: float) -> torch.Tensor:
@@ -197,26 +212,42 @@ def _damage(chain: Chain, value: torch.Tensor, made: torch.Tensor, step: float) 
     return passed.square().transpose(0, 1).flatten(1).sum(1) * chain.last.weight.square().flatten(2).sum((0, 2))
 
 
-def _split(module: GraphModule, chain: Chain, seen: _Seen, damage: torch.Tensor) -> int:
-    free = torch.nonzero(_still(chain, seen)).flatten().tolist()
-    worth = _unclamped(module, chain, seen) & (damage >= WORTH * damage.sum()) & ~_still(chain, seen)
-    order = [c for c in torch.argsort(damage, descending=True).tolist() if worth[c]]
-    pairs = list(zip(free, order, strict=False))
-    if not pairs:
+def _split(chain: Chain, seen: _Seen, judged: _Judged) -> int:
+    still = _still(chain, seen)
+    ends = seen.ends[chain.first.node]
+    step = seen.ends[chain.depthwise.input_node].step
+    fit = ~still & (judged.clamped <= OFTEN * judged.count) & (ends.high - ends.low > step)
+    copies = _copies(torch.where(fit, judged.damage, 0.0), torch.nonzero(still).flatten().tolist(), judged.damage.sum())
+    if not copies:
         return 0
     layers = (chain.first, chain.depthwise, chain.last)
     first, depthwise, last = (layer.weight.clone() for layer in layers)
     biases = [torch.zeros(len(x.weight)) if x.bias is None else x.bias.clone() for x in layers]
-    half = seen.ends[chain.depthwise.input_node].step / 2
-    ends = seen.ends[chain.made]
-    for still, channel in pairs:
-        biases[2] += last[:, still].flatten(1).sum(1) * ends.total[still] / ends.count
-        first[still], depthwise[still] = first[channel], depthwise[channel]
-        biases[0][still] = biases[0][channel] + half
-        biases[1][still] = biases[1][channel] - half * depthwise[channel].sum()
-        last[:, channel] /= 2
-        last[:, still] = last[:, channel]
+    gave = seen.ends[chain.made]
+    for channel, places in copies.items():
+        biases[2] += (last[:, places].flatten(2).sum(2) * (gave.total[places] / gave.count)).sum(1)
+        last[:, channel] /= len(places) + 1
+        for i, place in enumerate(places, start=1):
+            shift = i * step / (len(places) + 1)
+            first[place], depthwise[place], last[:, place] = first[channel], depthwise[channel], last[:, channel]
+            biases[0][place] = biases[0][channel] + shift
+            biases[1][place] = biases[1][channel] - shift * depthwise[channel].sum()
     for layer, weight, bias in zip(layers, (first, depthwise, last), biases, strict=True):
         layer.set_weight(weight)
         layer.set_bias(bias)
-    return len(pairs)
+    return sum(len(places) for places in copies.values())
+
+
+def _copies(damage: torch.Tensor, free: list[int], total: torch.Tensor) -> dict[int, list[int]]:
+    """Return which places each channel's copies take, so that most damage is saved: n copies leave an n²-th of it."""
+    copies: dict[int, list[int]] = {}
+    for place in free:
+        numbers = torch.ones(len(damage))
+        for channel, places in copies.items():
+            numbers[channel] += len(places)
+        saved = damage / numbers**2 - damage / (numbers + 1) ** 2
+        channel = int(saved.argmax())
+        if saved[channel] < WORTH * total:
+            break
+        copies.setdefault(channel, []).append(place)
+    return copies
