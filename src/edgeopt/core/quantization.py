@@ -71,6 +71,7 @@ class QuantizationOptions(Settings):
         smooth: SmoothQuant's migration strength between 0 and 1 (transformers); None leaves it out.
         rounding: how float weights reach the integer grid.
         correct_bias: take the mean error that quantization adds to a layer's output out of its bias.
+        mirror: fit weights and biases to mirrored images too, where the task is one of images.
         block_size: weights that share one scale along the input channels, in block-wise 4-bit.
         keep_float: layers that stay in float, by their names in the exported program.
         reduce_range: weights use 7 of 8 bits, for kernels that add products of bytes in 16 bits and would saturate.
@@ -86,6 +87,7 @@ class QuantizationOptions(Settings):
     smooth: Annotated[float, Field(ge=0, le=1)] | None = 0.5
     rounding: Literal["nearest", "gptq", "adaround"] = "gptq"
     correct_bias: bool = True
+    mirror: bool = True
     block_size: Literal[32, 64, 128] = 32
     keep_float: tuple[str, ...] = ()
     reduce_range: bool = False

@@ -32,6 +32,7 @@ def condition(
     inputs: tuple[TensorSpec, ...],
     scheme: Scheme,
     options: QuantizationOptions,
+    fitted_on: Batches | None = None,
 ) -> torch.export.ExportedProgram:
     """Return the program in float, with the weights of its layers on the integer grid of `scheme`.
 
@@ -46,6 +47,7 @@ def condition(
         inputs: of the program, in order.
         scheme: what to prepare for.
         options: which steps are taken.
+        fitted_on: opens the samples that weights and biases are fitted to; `batches` where None.
     """
     module = copy.deepcopy(program.module())
     assert isinstance(module, GraphModule)
@@ -67,7 +69,7 @@ def condition(
         report("smoothing")
         smooth(module, batches, inputs, options.smooth)
     if scheme.kind in ("static", "dynamic", "weight_only"):
-        _bring_to_grid(module, batches, inputs, prepared, scheme, options)
+        _bring_to_grid(module, fitted_on or batches, inputs, prepared, scheme, options)
     report("exporting the conditioned program")
     examples = next(iter(batches()))
     with warnings.catch_warnings():

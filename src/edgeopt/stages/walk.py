@@ -8,8 +8,9 @@ after its last use.
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from edgeopt.stages.layers import Layer, layers_of
 aten = torch.ops.aten
 Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
 MAX_BYTES = 1 << 30
+MAX_SAMPLES = 200
 PADDING_MASK = "attention_mask"
 ACTIVATIONS = (
     aten.relu.default,
@@ -74,12 +76,13 @@ def walk(
     inputs: tuple[TensorSpec, ...],
     prepared: GraphModule | None = None,
     *,
-    max_samples: int = 100,
+    max_samples: int = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Arrival]:
     """Yield every layer of `module` that has a weight of its own, before it runs.
 
-    What the consumer sets on the layer counts from the next step on.
+    What the consumer sets on the layer counts from the next step on. The first values of an image network are its
+    largest, so the walk sets out with as many samples as they allow; the others join where there is room for them.
 
     Args:
         module: whose layers may be changed between two steps.
@@ -88,89 +91,135 @@ def walk(
         prepared: the same graph with observers that have seen the samples: activations are quantized with their
             ranges. Activations stay in float where None.
         max_samples: taken at most.
-        max_bytes: of activations kept at any time; fewer samples are taken where they would need more.
+        max_bytes: of activations kept at any time.
     """
     graph_module = copy.deepcopy(module) if prepared is None else prepared
-    nodes = list(graph_module.graph.nodes)
     layers = {layer.node.name: layer for layer in layers_of(module)}
+    nodes = list(graph_module.graph.nodes)
     last_use = last_uses(nodes)
-    count = min(max_samples, max(1, max_bytes // max(1, 2 * peak_bytes(nodes, last_use))))
-    samples = first_samples(batches, inputs, count)
+    room = [max(1, max_bytes // max(1, 2 * peak)) for peak in peaks_from(nodes, last_use)]
+    samples = first_samples(batches, inputs, min(max_samples, max(room)))
     padding = [sample.get(PADDING_MASK) for sample in samples]
-    varying: dict[Node, tuple[list[Any], list[Any]]] = {}
-    constant: dict[Node, Any] = {}
+    network = _Network(graph_module, layers)
+    here: list[_Values] = []
     number = 0
-    placeholders = iter(inputs)
-    for node in nodes:
+    for index, node in enumerate(nodes):
         if node.op == "output":
             return
-        if node.op == "placeholder":
-            name = next(placeholders).name
-            values = [sample[name] for sample in samples]
-            varying[node] = (values, list(values))
-        elif node.op == "get_attr":
-            constant[node] = attribute_of(graph_module, str(node.target))
-        elif not any(a in varying for a in node.all_input_nodes):
-            if node.users:
-                with torch.no_grad():
-                    constant[node] = call_node(graph_module, node, constant.__getitem__)
-        elif node.name in layers:
-            layer = layers[node.name]
+        while len(here) < min(len(samples), room[index]):
+            joining = _entered(nodes, inputs, samples[len(here)])
+            for earlier in nodes[:index]:
+                network.run(earlier, [joining])
+                _forget(joining, last_use.get(earlier, ()))
+            here.append(joining)
+        layer = layers.get(node.name)
+        if layer is not None and network.varies(node):
             number += 1
-
-            def run(value: torch.Tensor, layer: Layer = layer, node: Node = node) -> torch.Tensor:
-                with torch.no_grad():
-                    return run_layer(layer, node, value, layer.weight, layer.bias, constant)
-
-            def run_float(value: torch.Tensor, layer: Layer = layer, node: Node = node) -> torch.Tensor:
-                weight, bias = _float_constants(layer, node, constant)
-                with torch.no_grad():
-                    return run_layer(layer, node, value, weight, bias, constant)
-
-            source = node.args[1 if layer.kind == "embedding" else 0]
-            assert isinstance(source, Node)
-            now, in_float = varying[source]
-            seen, seen_in_float = (_without_padding(layer, values, padding) for values in (now, in_float))
+            source = _operand(layer, node)
+            now, in_float = (
+                _without_padding(layer, [values[source][side] for values in here], padding) for side in (0, 1)
+            )
+            outputs, float_outputs = (functools.partial(run, node) for run in (network.now, network.in_float))
             activation = _activation(graph_module, node)
-            yield Arrival(layer, number, len(layers), seen, seen_in_float, run, run_float, activation)
-            varying[node] = ([run(v) for v in now], [run_float(v) for v in in_float])
-        else:
-            with torch.no_grad():
-                varying[node] = _both(graph_module, node, constant, varying, len(samples))
-        for spent in last_use.get(node, ()):
-            varying.pop(spent, None)
+            yield Arrival(layer, number, len(layers), now, in_float, outputs, float_outputs, activation)
+        network.run(node, here)
+        for values in here:
+            _forget(values, last_use.get(node, ()))
+
+
+_Values = dict[Node, tuple[Any, Any]]
+"""What a sample's nodes gave: as quantized so far, and in float."""
+
+
+class _Network:
+    """Runs a graph's nodes on samples, each as quantized so far and in float."""
+
+    def __init__(self, module: GraphModule, layers: dict[str, Layer]) -> None:
+        self._module = module
+        self._layers = layers
+        self._constant: dict[Node, Any] = {}
+        self._varying: set[Node] = set()
+        for node in module.graph.nodes:
+            if node.op == "placeholder" or any(n in self._varying for n in node.all_input_nodes):
+                self._varying.add(node)
+
+    def varies(self, node: Node) -> bool:
+        """Tell whether a node's value depends on the sample."""
+        return node in self._varying
+
+    def now(self, node: Node, value: torch.Tensor) -> torch.Tensor:
+        """Run a layer's node on its input, with weight and bias as they are now."""
+        layer = self._layers[node.name]
+        with torch.no_grad():
+            return run_layer(layer, node, value, layer.weight, layer.bias, self._constant)
+
+    def in_float(self, node: Node, value: torch.Tensor) -> torch.Tensor:
+        """Run a layer's node on its input, with the float weight and bias."""
+        weight, bias = _float_constants(self._layers[node.name], node, self._constant)
+        with torch.no_grad():
+            return run_layer(self._layers[node.name], node, value, weight, bias, self._constant)
+
+    def run(self, node: Node, samples: Sequence[_Values]) -> None:
+        """Add the node's values to those of the samples; a constant is computed once."""
+        if node not in self._varying:
+            if node not in self._constant and (node.op == "get_attr" or node.users):
+                self._constant[node] = self._computed(node)
+        elif node.op != "placeholder":
+            for values in samples:
+                values[node] = self._both(node, values)
+
+    def _computed(self, node: Node) -> Any:
+        if node.op == "get_attr":
+            return attribute_of(self._module, str(node.target))
+        with torch.no_grad():
+            return call_node(self._module, node, self._constant.__getitem__)
+
+    def _both(self, node: Node, values: _Values) -> tuple[Any, Any]:
+        layer = self._layers.get(node.name)
+        if layer is not None:
+            now, in_float = values[_operand(layer, node)]
+            return self.now(node, now), self.in_float(node, in_float)
+        observer = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if observer is not None and hasattr(observer, "calculate_qparams"):
+            now, in_float = values[_operand(None, node)]
+            return quantized(observer, [now])[0], in_float
+        with torch.no_grad():
+            now, in_float = (call_node(self._module, node, self._reader(values, side)) for side in (0, 1))
+        return now, in_float
+
+    def _reader(self, values: _Values, side: int) -> Callable[[Node], Any]:
+        return lambda node: values[node][side] if node in values else self._constant[node]
+
+
+def _entered(nodes: Sequence[Node], inputs: Sequence[TensorSpec], sample: dict[str, torch.Tensor]) -> _Values:
+    """Return the values that a sample begins with."""
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    return {node: (sample[s.name], sample[s.name]) for node, s in zip(placeholders, inputs, strict=True)}
+
+
+def _forget(values: _Values, spent: Sequence[Node]) -> None:
+    for node in spent:
+        values.pop(node, None)
+
+
+def _operand(layer: Layer | None, node: Node) -> Node:
+    """Return the node that makes what a layer, or an observer, reads."""
+    source = node.args[1 if layer is not None and layer.kind == "embedding" else 0]
+    assert isinstance(source, Node)
+    return source
 
 
 def _without_padding(layer: Layer, values: list[torch.Tensor], masks: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Return the values at tokens whose mask is not zero; all where the layer's input has no axis of tokens."""
+    """Return the values of the first samples at tokens whose mask is not zero.
+
+    All where the layer's input has no axis of tokens.
+    """
     return [
         value
         if layer.kind != "linear" or mask is None or value.ndim != 3 or value.shape[:2] != mask.shape or not mask.any()
         else value[mask != 0]
-        for value, mask in zip(values, masks, strict=True)
+        for value, mask in zip(values, masks, strict=False)
     ]
-
-
-def _both(
-    module: GraphModule,
-    node: Node,
-    constant: dict[Node, Any],
-    varying: dict[Node, tuple[list[Any], list[Any]]],
-    samples: int,
-) -> tuple[list[Any], list[Any]]:
-    observer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if observer is not None and hasattr(observer, "calculate_qparams"):
-        assert isinstance(node.args[0], Node)
-        now, in_float = varying[node.args[0]]
-        return quantized(observer, now), in_float
-    both: list[list[Any]] = []
-    for kind in (0, 1):
-        results = []
-        for i in range(samples):
-            here = {n: varying[n][kind][i] if n in varying else constant[n] for n in node.all_input_nodes}
-            results.append(call_node(module, node, here.__getitem__))
-        both.append(results)
-    return both[0], both[1]
 
 
 def quantized(observer: torch.nn.Module, values: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -267,13 +316,19 @@ def last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
 
 
 def peak_bytes(nodes: list[Node], last_use: dict[Node, list[Node]]) -> int:
-    """Return the largest sum of values alive at one time for one sample; views count as copies.
+    """Return the largest sum of values alive at one time for one sample; see `peaks_from`."""
+    return peaks_from(nodes, last_use)[0]
 
-    Weights and what follows from them alone count as nothing.
+
+def peaks_from(nodes: list[Node], last_use: dict[Node, list[Node]]) -> list[int]:
+    """Return for each node the largest sum of values alive at one time from it on, for one sample.
+
+    Views count as copies, weights and what follows from them alone as nothing.
     """
-    alive = peak = 0
+    alive = 0
     sizes: dict[Node, int] = {}
     varying: set[Node] = set()
+    peaks: list[int] = []
     for node in nodes:
         if node.op == "placeholder" or any(a in varying for a in node.all_input_nodes):
             varying.add(node)
@@ -284,6 +339,8 @@ def peak_bytes(nodes: list[Node], last_use: dict[Node, list[Node]]) -> int:
             flat, _ = torch.utils._pytree.tree_flatten(source.meta.get("val"))
             sizes[node] = sum(t.numel() * t.element_size() for t in flat if isinstance(t, torch.Tensor))
             alive += sizes[node]
-            peak = max(peak, alive)
+        peaks.append(alive)
         alive -= sum(sizes.get(spent, 0) for spent in last_use.get(node, ()))
-    return peak
+    for index in range(len(peaks) - 2, -1, -1):
+        peaks[index] = max(peaks[index], peaks[index + 1])
+    return peaks

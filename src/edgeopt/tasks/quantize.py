@@ -21,6 +21,7 @@ from edgeopt.exporters.program import calibration_batches, example_inputs, load_
 from edgeopt.stages.condition import condition
 from edgeopt.stages.fake_quantized import FakeQuantized
 from edgeopt.stages.judgement import Judge
+from edgeopt.stages.mirrored import with_mirrored
 from edgeopt.stages.mixed_precision import Choice, Tolerance, score_of, search
 from edgeopt.stages.quantize import quantize as quantize_program
 from edgeopt.stages.sensitivity import stack
@@ -106,7 +107,8 @@ def quantize(
             # Its weights lie on their grid: moving scale between layers or rounding again would undo the training.
             trained = {"equalize": False, "smooth": None, "rounding": "nearest", "correct_bias": False}
             chosen = chosen.model_copy(update=trained)
-        conditioned = condition(original, batches, specs, scheme, chosen)
+        fitted_on = with_mirrored(batches, specs, task) if chosen.mirror and calibration is not None else batches
+        conditioned = condition(original, batches, specs, scheme, chosen, fitted_on)
         if precision == "auto":
             choice = _search(original, conditioned, batches, specs, scheme, chosen, labels, task)
             record["search"] = choice.to_json()
@@ -114,7 +116,7 @@ def quantize(
                 chosen = chosen.model_copy(
                     update={"keep_float": tuple(dict.fromkeys((*chosen.keep_float, *choice.keep_float)))}
                 )
-                conditioned = condition(original, batches, specs, scheme, chosen)
+                conditioned = condition(original, batches, specs, scheme, chosen, fitted_on)
         quantized = None
         if scheme.kind == "static":
             report("calibrating")
