@@ -16,7 +16,8 @@ def read_floats_only(module: GraphModule) -> int:
     """Let a float operator of several inputs read all of them as floats; returns how many inputs that changed.
 
     In front of a layer that stays in float, a sum or concatenation may meet tensors that others read as integers. What
-    XNNPACK's converter makes of such a mixture fails when it is executed ("Propagating input shapes failed").
+    XNNPACK's converter makes of such a mixture fails when it is executed ("Propagating input shapes failed"). What
+    nothing else reads as integers keeps them: the layer that makes it is computed on integers only if its result is.
 
     Before: `add(dequantize(quantize(x)), y)`. After: `add(x, y)`, where the sum is not quantized.
     """
@@ -24,8 +25,9 @@ def read_floats_only(module: GraphModule) -> int:
     for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target not in COMBINING:
             continue
-        rounded = [n for n in node.all_input_nodes if n.target is DEQUANTIZE and _source(n) is not None]
-        if len(rounded) == len(node.all_input_nodes) or any(user.target is QUANTIZE for user in node.users):
+        rounded = [n for n in node.all_input_nodes if _is_read_elsewhere(n)]
+        integers = [n for n in node.all_input_nodes if n.target is DEQUANTIZE]
+        if len(integers) == len(node.all_input_nodes) or any(user.target is QUANTIZE for user in node.users):
             continue
         for value in rounded:
             source = _source(value)
@@ -35,6 +37,15 @@ def read_floats_only(module: GraphModule) -> int:
     module.graph.eliminate_dead_code()
     module.recompile()
     return changed
+
+
+def _is_read_elsewhere(dequantized: Node) -> bool:
+    """Whether others too read the integers that a value was."""
+    if dequantized.target is not DEQUANTIZE or _source(dequantized) is None:
+        return False
+    integers = dequantized.args[0]
+    assert isinstance(integers, Node)
+    return len(integers.users) > 1 or len(dequantized.users) > 1
 
 
 def _source(dequantized: Node) -> Node | None:
