@@ -117,6 +117,16 @@ def test_no_still_channel_no_split():
     assert unsplit(net)
 
 
+def test_samples_that_say_nothing_split_nothing():
+    net = Net()
+    with torch.no_grad():
+        for layer in (net.first, net.depthwise):
+            layer.bias.zero_()
+    module = graph_of(net)
+    zeros = [{"x": np.zeros(SHAPE, np.float32)}] * 3
+    assert split_channels(module, lambda: iter(zeros), SPECS) == 0
+
+
 def test_channels_that_reach_their_clamp_are_not_split():
     net = Net()
     with torch.no_grad():

@@ -73,6 +73,8 @@ class _Ends:
 
 @dataclass
 class _Seen:
+    """The ends of each node's channels over the samples."""
+
     ends: dict[Node, _Ends] = field(default_factory=dict)
 
     def add(self, node: Node, value: torch.Tensor) -> None:
@@ -116,7 +118,7 @@ def split_channels(module: GraphModule, batches: Batches, inputs: tuple[TensorSp
         seen = _Seen()
         if chains:
             _watch(module, chains, batches, inputs, lambda _, node, values: seen.add(node, values[node]))
-        chains = [c for c in chains if _still(c, seen).any()]
+        chains = [c for c in chains if _still(c, seen).any() and seen.ends[c.depthwise.input_node].step > 0]
         judged: dict[Node, _Judged] = {}
 
         def look(chain: Chain, node: Node, values: dict[Node, torch.Tensor]) -> None:
