@@ -261,7 +261,9 @@ def compare(
 def _computes_in_half(path: Path, precision: str) -> bool:
     """Tell whether an artifact computes in float16: Core ML's do in every precision but fp32."""
     form = format_of_file(path)
-    return precision == "fp16" or (form is not None and form.name == "coreml" and precision != "fp32")
+    return precision == "fp16" or (
+        form is not None and form.name == "coreml" and coreml_arithmetic(precision) != "fp32"
+    )
 
 
 def told_beside(ran: Document, reference: Path) -> Document:

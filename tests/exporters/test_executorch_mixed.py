@@ -34,20 +34,6 @@ def build():
 """
 
 
-def test_a_sum_and_a_concatenation_in_front_of_a_layer_in_float(edgeopt, tmp_path):
-    pytest.importorskip("executorch")
-    (tmp_path / "net.py").write_text(NET)
-    card = {"source": "net.py:build", "inputs": [{"name": "x", "shape": [1, 3, 12, 12]}], "outputs": ["y"]}
-    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
-    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((20, 3, 12, 12)).astype(np.float32))
-    arguments = ["--data", tmp_path / "data.npz", "--to", "executorch", "--precision", "static_wi8_ai8"]
-    arguments += ["--samples", "4", "--keep-float", "kept.0", "--json", "-o", tmp_path / "out"]
-    ran = edgeopt("convert", tmp_path / "card.yaml", *arguments)
-    assert ran.code == 0, ran.error
-    (artifact,) = ran.json["artifacts"]
-    assert artifact["parity"]["snr_db"] > 25 and artifact["integer_ops"] > 0
-
-
 RESIDUAL = """
 import torch
 from torch import nn
@@ -71,14 +57,25 @@ def build():
 """
 
 
-def test_a_layer_that_only_a_float_sum_reads_stays_in_integers(edgeopt, tmp_path):
+def converted(edgeopt, folder, net, shape, *options):
+    """Return the record of a network's ExecuTorch program in static int8."""
     pytest.importorskip("executorch")
-    (tmp_path / "net.py").write_text(RESIDUAL)
-    card = {"source": "net.py:build", "inputs": [{"name": "x", "shape": [1, 7, 16]}], "outputs": ["y"]}
-    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
-    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((20, 7, 16)).astype(np.float32))
-    arguments = ["--data", tmp_path / "data.npz", "--to", "executorch", "--precision", "static_wi8_ai8"]
-    ran = edgeopt("convert", tmp_path / "card.yaml", *arguments, "--samples", "4", "--json", "-o", tmp_path / "out")
+    (folder / "net.py").write_text(net)
+    card = {"source": "net.py:build", "inputs": [{"name": "x", "shape": [1, *shape]}], "outputs": ["y"]}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    np.savez(folder / "data.npz", x=np.random.default_rng(0).standard_normal((20, *shape)).astype(np.float32))
+    arguments = ["--data", folder / "data.npz", "--to", "executorch", "--precision", "static_wi8_ai8", *options]
+    ran = edgeopt("convert", folder / "card.yaml", *arguments, "--samples", "4", "--json", "-o", folder / "out")
     assert ran.code == 0, ran.error
     (artifact,) = ran.json["artifacts"]
+    return artifact
+
+
+def test_a_sum_and_a_concatenation_in_front_of_a_layer_in_float(edgeopt, tmp_path):
+    artifact = converted(edgeopt, tmp_path, NET, (3, 12, 12), "--keep-float", "kept.0")
+    assert artifact["parity"]["snr_db"] > 25 and artifact["integer_ops"] > 0
+
+
+def test_a_layer_that_only_a_float_sum_reads_stays_in_integers(edgeopt, tmp_path):
+    artifact = converted(edgeopt, tmp_path, RESIDUAL, (7, 16))
     assert artifact["parity"]["snr_db"] > 25 and artifact["integer_ops"] >= 3

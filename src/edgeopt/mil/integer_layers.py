@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgeopt.mil.constexpr import decode, is_constant
 from edgeopt.mil.integer_operators import computes_on_integers, is_float, operands_of
+from edgeopt.mil.ops.quantize import RANGES
 
 LAYERS = {"conv": 1, "conv_transpose": 1, "linear": -1}
 """Each with the axis of the result's channels."""
@@ -27,7 +28,6 @@ BOUNDS: dict[str, Callable[[Any], tuple[float, float]]] = {
     "relu6": lambda _: (0.0, 6.0),
     "clip": lambda op: (float(decode(op.inputs["alpha"])), float(decode(op.inputs["beta"]))),
 }
-RANGES = {"int8": (-128, 127, torch.int8), "uint8": (0, 255, torch.uint8)}
 
 
 @dataclass(frozen=True)

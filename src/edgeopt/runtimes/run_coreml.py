@@ -28,7 +28,7 @@ Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def load(path: Path, options: Mapping[str, Any]) -> ReferenceSession | CoreMLSession:
-    """Load a package; `options`: `precision` (`fp32` or `fp16`), `function`, `threads`.
+    """Load a package; `options`: `precision` (`fp32`, `fp16` or `int8`), `function`, `threads`.
 
     Raises:
         ArtifactError: the package is damaged or cannot be executed.

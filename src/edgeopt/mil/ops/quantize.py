@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_RANGE = {"int8": (-128, 127, torch.int8), "uint8": (0, 255, torch.uint8)}
+RANGES = {"int8": (-128, 127, torch.int8), "uint8": (0, 255, torch.uint8)}
 
 
 def _along(parameter: Tensor, rank: int, axis: int | None) -> Tensor:
@@ -26,7 +26,7 @@ def quantize(
     axis: int | None = None,
 ) -> Tensor:
     """Return clip(round(input / scale) + zero_point), halves to even."""
-    low, high, dtype = _RANGE[output_dtype]
+    low, high, dtype = RANGES[output_dtype]
     stored = torch.round(input / _along(scale, input.ndim, axis))
     if zero_point is not None:
         stored = stored + _along(zero_point.to(stored.dtype), input.ndim, axis)
