@@ -4,6 +4,9 @@ M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: "Data-Free Quantization Thr
 Correction", ICCV 2019, section 4.1. There both weights have one scale per tensor. Here a weight has a scale per output
 channel, which a factor on that channel leaves as good as it was; what gains is the tensor between the layers, so its
 measured range takes the place of the first weight's.
+
+Equal largest values would be equal on the calibration samples only: of 192 channels, each at its largest there, two
+exceed it on every further sample where 100 were seen. So the size of a channel is a mean over several samples.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ RESHAPING = (aten.flatten.using_ints, aten.view.default, aten.reshape.default, a
 SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, operator.add)
 STRENGTH = 1.0
 MOST = 64.0
+LARGEST_SAMPLES = 5
+LARGEST_OVER_SIZE = 2.0
+"""What the largest value of a channel may be of its size, so that a channel few samples excite is not cut off."""
 
 
 @dataclass
@@ -72,8 +78,8 @@ def equalize(
 ) -> int:
     """Divide channel c of each tensor between layers by t_c and multiply the weights that read it by t_c, in place.
 
-    t_c = A_c^strength / W_c^(1 - strength), where A_c is the largest magnitude of the channel over the samples and W_c
-    that of the weights that read it. A residual stream has one t for all layers that write and read it. What the tensor
+    t_c = A_c^strength / W_c^(1 - strength), where A_c is the size of the channel, the mean of its largest magnitudes in
+    the five samples where they are largest, and W_c the largest magnitude of the weights that read it. A residual stream has one t for all layers that write and read it. What the tensor
     passes on its way must be scale-equivariant; behind ReLU6, hard-swish and everything not known to be, nothing is
     changed, since their bounds are not the channel's own.
 
@@ -98,7 +104,7 @@ def equalize(
         for batch in batches():
             sizes.run(*(torch.from_numpy(batch[s.name]) for s in inputs))
         for tie in ties:
-            activation = torch.stack([sizes.largest[n] for n in tie.nodes if n in sizes.largest]).amax(0)
+            activation = torch.stack([size_of(sizes.largest[n]) for n in tie.nodes if n in sizes.largest]).amax(0)
             weight = torch.stack([_reading(layer, activation.numel()) for layer in tie.readers]).amax(0)
             factor = _factor(activation, weight, strength)
             for layer in tie.makers:
@@ -108,8 +114,17 @@ def equalize(
     return len(ties)
 
 
+def size_of(largest: torch.Tensor) -> torch.Tensor:
+    """Return the size of each channel, shape (channels,).
+
+    Args:
+        largest: largest magnitudes of each channel in some samples, shape (samples, channels), in descending order.
+    """
+    return torch.maximum(largest.mean(0), largest[0] / LARGEST_OVER_SIZE)
+
+
 class _Sizes(Interpreter):
-    """Takes the largest magnitude of each channel, axis 1, of chosen nodes."""
+    """Takes the largest magnitudes of each channel, axis 1, of chosen nodes, one for each of a few samples, axis 0."""
 
     def __init__(self, module: GraphModule, nodes: set[Node]) -> None:
         super().__init__(module)
@@ -119,8 +134,9 @@ class _Sizes(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if n in self.nodes:
-            here = value.abs().transpose(0, 1).flatten(1).amax(1)
-            self.largest[n] = torch.maximum(self.largest[n], here) if n in self.largest else here
+            here = value.abs().reshape(*value.shape[:2], -1).amax(2)
+            known = torch.cat((self.largest[n], here)) if n in self.largest else here
+            self.largest[n] = known.topk(min(LARGEST_SAMPLES, len(known)), dim=0).values
         return value
 
 
