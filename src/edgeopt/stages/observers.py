@@ -16,6 +16,37 @@ from edgeopt.stages.ranges import estimate
 SMALLEST_SCALE = 2.0**-24
 
 
+class Extremes:
+    """Mean and spread of the smallest and the largest value of each sample.
+
+    Args:
+        headroom: standard deviations that a range shall reach beyond the mean.
+    """
+
+    def __init__(self, headroom: float) -> None:
+        self.headroom = headroom
+        self.count = 0
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.squares = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, x: torch.Tensor) -> None:
+        """Take in samples, axis 0."""
+        rows = x.detach().reshape(len(x), -1)
+        ends = torch.stack((rows.amin(1), rows.amax(1)), 1).double()
+        self.count += len(ends)
+        self.sums += ends.sum(0)
+        self.squares += ends.square().sum(0)
+
+    def widened(self, low: float, high: float, lower: float, upper: float) -> tuple[float, float]:
+        """Return a range that reaches as far as asked, inside the bounds; an end at 0 stays there."""
+        if self.count < 2:
+            return low, high
+        mean = self.sums / self.count
+        spread = self.headroom * (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        reaching = max(lower, float(mean[0] - spread[0])), min(upper, float(mean[1] + spread[1]))
+        return min(low, reaching[0]) if low < 0 else low, max(high, reaching[1]) if high > 0 else high
+
+
 class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no types
     """Observes one activation and gives its scale and zero point.
 
@@ -25,6 +56,8 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         dtype, qscheme, quant_min, quant_max: of the integers; symmetric schemes have the zero point 0.
         estimator: of the range.
         lower, upper: values outside make no difference to what reads this tensor, so the range stays inside.
+        headroom: how many standard deviations of the samples' extremes the range reaches beyond their mean, at least;
+            0 leaves it where the estimator ends it. Only for the estimator `mse`, the others promise an end.
 
     Attributes:
         fixed_scale: of 8-bit integers, in place of the estimated one.
@@ -39,6 +72,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         estimator: Estimator = "mse",
         lower: float = -math.inf,
         upper: float = math.inf,
+        headroom: float = 0.0,
         is_dynamic: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
@@ -46,6 +80,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         self.quant_min = quant_min
         self.quant_max = quant_max
         self.estimator = estimator
+        self.extremes = Extremes(headroom) if headroom and estimator == "mse" else None
         self.lower = lower
         self.upper = upper
         self.histogram = Histogram()
@@ -59,11 +94,16 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Take in the values and pass them on."""
         self.histogram.update(x, self.lower, self.upper)
+        if self.extremes is not None:
+            self.extremes.update(x.clamp(self.lower, self.upper))
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point, each of shape (1,); 1 and 0 where nothing but zeros was seen."""
         low, high = estimate(self.histogram, self.estimator, self.quant_max - self.quant_min + 1, self.symmetric)
+        if self.extremes is not None:
+            low, high = self.extremes.widened(low, high, self.lower, self.upper)
+            low, high = (-max(-low, high), max(-low, high)) if self.symmetric else (low, high)
         if low == high:
             scale, zero_point = 1.0, 0
         elif self.symmetric:

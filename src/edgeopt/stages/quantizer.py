@@ -24,6 +24,7 @@ __all__ = ["EdgeQuantizer", "Unit", "units_of"]
 STATIC_INT8 = scheme_of("static_wi8_ai8")
 DEFAULT_ESTIMATOR = QuantizationOptions().estimator
 ANNOTATION = "quantization_annotation"
+HEADROOM = 3.0
 
 
 class PerChannelFakeQuantize(FakeQuantize):
@@ -38,6 +39,8 @@ class EdgeQuantizer(Quantizer):
     (hard-swish, sigmoid, GELU) is its own unit, as integer kernels have it, and the range observed before it ends where
     it saturates. Matrix products of two activations read and write integers. Sums, products, pooling and concatenations
     are quantized where integers go in and a later layer reads integers again; what moves values keeps their scale.
+    Tensors of one value per channel, as pooled features and class scores, have few values per sample to tell how far
+    unseen ones reach; their ranges end no sooner than `HEADROOM` standard deviations beyond the samples' mean extremes.
     Embedding tables are int8 per row. Softmax, normalisation, mask arithmetic and every operator that no unit has stay
     in float; masks are in no observed range.
 
@@ -70,11 +73,13 @@ class EdgeQuantizer(Quantizer):
         self.matmuls = matmuls
         self.training = training
         self.largest_weight = 63 if reduce_range else 127
+        self._batch: tuple[int, ...] = ()
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every node that will be quantized; called by `prepare_pt2e`."""
         units = {u.first: u for u in units_of(model) if not self._stays_float(u)}
         wanted = wanting_integers(model, units)
+        self._batch = next((_shape(n)[:1] for n in model.graph.nodes if n.op == "placeholder" and _shape(n)), ())
         for node in model.graph.nodes:
             unit = units.get(node)
             if unit is not None:
@@ -86,7 +91,9 @@ class EdgeQuantizer(Quantizer):
     def validate(self, model: GraphModule) -> None:
         """Nothing to check: annotations are made for every graph."""
 
-    def activation(self, bounds: tuple[float, float] = (-float("inf"), float("inf"))) -> QuantizationSpec:
+    def activation(
+        self, bounds: tuple[float, float] = (-float("inf"), float("inf")), headroom: float = 0.0
+    ) -> QuantizationSpec:
         """Return how an activation is observed; nothing tells values outside `bounds` apart."""
         if self.scheme.activation_bits == 16:
             kind = {
@@ -97,7 +104,7 @@ class EdgeQuantizer(Quantizer):
             }
         else:
             kind = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine}
-        options = {"estimator": self.estimator, "lower": bounds[0], "upper": bounds[1]}
+        options = {"estimator": self.estimator, "lower": bounds[0], "upper": bounds[1], "headroom": headroom}
         if self.training:
             return QuantizationSpec(
                 observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=RangeObserver, **options), **kind
@@ -150,7 +157,8 @@ class EdgeQuantizer(Quantizer):
             assert isinstance(weight, Node) and unit.channel_axis is not None
             inputs[weight] = self.weight(unit.channel_axis)
         has_mask = node.target is torch.ops.aten.baddbmm.default
-        output = None if has_mask else self.activation(domain_of(unit.last))
+        few = unit.last is node and _shape(node)[:1] == self._batch and set(_shape(node)[2:]) <= {1}
+        output = None if has_mask else self.activation(domain_of(unit.last), HEADROOM if few else 0.0)
         _annotate(node, inputs, output if unit.last is node else None)
         if unit.last is not node:
             _annotate(unit.last, {}, output)
@@ -171,6 +179,11 @@ def _keep_scale(node: Node) -> None:
         return  # its input stays in float, so it does too
     shared = SharedQuantizationSpec(source)
     _annotate(node, {source: shared} if source is node.args[0] else {}, shared)
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _is_integer(node: Node) -> bool:
