@@ -415,3 +415,40 @@ def test_all_convolutions_of_a_mobilenet_v3_are_quantized(quantize):
     assert len(reads) == 53
     assert all(r[:2] == [DQ, "dequantize_per_channel"] for r in reads)
     assert torch.isfinite(program.module()(x)).all()
+
+
+@pytest.mark.parametrize("estimator", ["mse", "minmax"])
+def test_class_scores_reach_beyond_what_was_seen_and_maps_of_them_do_not(stages, estimator):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    data = [{"x": np.random.default_rng(i).standard_normal((1, 2, 8, 8)).astype(np.float32) * i} for i in range(1, 30)]
+    program = torch.export.export(module.eval(), (torch.rand(1, 2, 8, 8),))
+    options = QuantizationOptions(estimator=estimator)
+    specs = (TensorSpec("x", (1, 2, 8, 8)),)
+    made = stages.quantize.quantize(program, lambda: iter(data), specs, scheme_of("static_wi8_ai8"), options)
+
+    def ends(run):
+        found = np.array([[float(v.min()), float(v.max())] for v in (run(torch.from_numpy(d["x"])) for d in data)])
+        return found, found.mean(0) + 3 * found.std(0) * [-1, 1]
+
+    with torch.no_grad():
+        pooled, beyond = ends(module[:3])
+        assert beyond[1] > 1.2 * pooled.max(), "the samples do not tell both apart"
+        slack = made.ranges["adaptive_avg_pool2d"][1] / (beyond[1] if estimator == "mse" else pooled.max())
+        assert slack == pytest.approx(1, abs=0.02)
+        scores, beyond = ends(module)
+        low, high = beyond if estimator == "mse" else (scores.min(), scores.max())
+        assert made.ranges["linear"] == pytest.approx((min(low, 0), max(high, 0)), abs=0.02 * (high - low))
+        seen, _ = ends(module[:2])
+        assert made.ranges["relu"][1] <= 1.01 * seen.max()
+
+
+def test_masked_scores_do_not_widen_the_range(stages):
+    from edgeopt.stages.observers import RangeObserver
+
+    kind = {"dtype": torch.int8, "qscheme": torch.per_tensor_affine, "quant_min": -128, "quant_max": 127}
+    observer = RangeObserver(**kind, headroom=3.0)
+    for bad in (float("-inf"), float("nan"), float(np.finfo(np.float32).min)):
+        observer(torch.tensor([[bad, -1.0, 2.0]]))
+    observer(torch.zeros(0, 3))
+    assert observer.covered() == pytest.approx((-1, 2), abs=0.02)

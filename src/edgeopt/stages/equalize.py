@@ -79,9 +79,10 @@ def equalize(
     """Divide channel c of each tensor between layers by t_c and multiply the weights that read it by t_c, in place.
 
     t_c = A_c^strength / W_c^(1 - strength), where A_c is the size of the channel, the mean of its largest magnitudes in
-    the five samples where they are largest, and W_c the largest magnitude of the weights that read it. A residual stream has one t for all layers that write and read it. What the tensor
-    passes on its way must be scale-equivariant; behind ReLU6, hard-swish and everything not known to be, nothing is
-    changed, since their bounds are not the channel's own.
+    the five samples where they are largest, and W_c the largest magnitude of the weights that read it. A residual
+    stream has one t for all layers that write and read it. What the tensor passes on its way must be scale-equivariant;
+    behind ReLU6, hard-swish and everything not known to be, nothing is changed, since their bounds are not the
+    channel's own.
 
     Ensures that the function is kept up to float rounding.
 

@@ -10,7 +10,7 @@ from torchao.quantization.pt2e.observer import ObserverBase
 
 from edgeopt.core.quantization import Estimator
 from edgeopt.stages import half_scales
-from edgeopt.stages.histogram import Histogram
+from edgeopt.stages.histogram import LARGEST, Histogram
 from edgeopt.stages.ranges import estimate
 
 SMALLEST_SCALE = 2.0**-24
@@ -30,8 +30,11 @@ class Extremes:
         self.squares = torch.zeros(2, dtype=torch.float64)
 
     def update(self, x: torch.Tensor) -> None:
-        """Take in samples, axis 0."""
+        """Take in samples, axis 0; what the histogram leaves out counts as 0."""
+        if x.numel() == 0:
+            return
         rows = x.detach().reshape(len(x), -1)
+        rows = torch.where(rows.abs() < LARGEST, rows, 0.0)
         ends = torch.stack((rows.amin(1), rows.amax(1)), 1).double()
         self.count += len(ends)
         self.sums += ends.sum(0)
@@ -95,7 +98,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]  # torchao ships no typ
         """Take in the values and pass them on."""
         self.histogram.update(x, self.lower, self.upper)
         if self.extremes is not None:
-            self.extremes.update(x.clamp(self.lower, self.upper))
+            self.extremes.update(x)
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
