@@ -82,7 +82,8 @@ def test_rounds_onto_a_grid_that_the_weights_tell(groups, outputs, inputs, bits,
 def test_the_scale_comes_back_bit_for_bit(largest, end):
     scale = recoverable_scale(torch.tensor([largest]), end)
     assert torch.equal((scale * end) / end, scale)
-    assert float(scale) == pytest.approx(largest / end, rel=2**-11)
+    gap = 2**-25 if largest / end > 2**-19 else 0
+    assert float(scale) == pytest.approx(largest / end, rel=2**-11, abs=gap)
 
 
 @pytest.mark.parametrize("groups", [1, 8])
