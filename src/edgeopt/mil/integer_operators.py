@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+SUMS = ("add", "sub")
 PRODUCTS = ("conv", "conv_transpose", "linear", "matmul")
 CLAMPS = ("relu", "relu6", "clip")
 MARKS = ("const", "quantize", "dequantize", "cast")
@@ -51,6 +52,8 @@ def ends_in_quantize(variable: Any) -> bool:
 
 
 def _is_clamped(variable: Any) -> bool:
-    """Whether a variable is a layer's result on its way into the clamp that belongs to the layer."""
+    """Whether a variable is the result of a layer or a sum on its way into the clamp that belongs to it."""
     op = variable.op
-    return op is not None and op.op_type in PRODUCTS and reads_integers(op) and len(variable.child_ops) == 1
+    if op is None or len(variable.child_ops) != 1 or not reads_integers(op):
+        return False
+    return op.op_type in PRODUCTS or (op.op_type in SUMS and variable.child_ops[0].op_type in CLAMPS)
