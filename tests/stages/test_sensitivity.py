@@ -93,7 +93,8 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize(("net", "shape"), [(Residual, (1, 3, 8, 8)), (Attention, (1, 5, 12))])
 @pytest.mark.parametrize("keep_float", [False, True])
-def test_the_simulation_is_the_quantized_graph(stages, net, shape, keep_float):
+def test_the_simulation_is_the_quantized_graph_but_for_its_rounded_biases(stages, monkeypatch, net, shape, keep_float):
+    monkeypatch.setattr("edgeopt.stages.quantize.settle_biases", lambda _: {})
     program, specs = exported(net(), *shape)
     program = torch.export.export(
         stages.fake.FakeQuantized(program, INT8, QuantizationOptions()).module, program.example_inputs[0]
@@ -109,8 +110,7 @@ def test_the_simulation_is_the_quantized_graph(stages, net, shape, keep_float):
     performed = torch.stack([real.module()(torch.from_numpy(d["x"])) for d in data])
     original = torch.stack([program.module()(torch.from_numpy(d["x"])) for d in data])
     assert 15 < decibel(original, performed) < 60
-    # Biases, which the graph rounds to float16 and to integers, are float in the simulation.
-    assert decibel(performed, simulated) > decibel(original, performed) + 9
+    assert decibel(performed, simulated) > 100
 
 
 @pytest.mark.parametrize(("net", "shape"), [(Residual, (1, 3, 8, 8)), (Attention, (1, 5, 12)), (Weak, (2, 8))])
