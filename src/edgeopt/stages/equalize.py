@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from edgeopt.core.model import TensorSpec
 from edgeopt.stages.layers import Layer, is_shared, layers_of
 from edgeopt.stages.unfold import rows_of, weight_of_rows
+from edgeopt.stages.units import shape_of
 
 aten = torch.ops.aten
 # f(s·x) = s·f(x) for s > 0, channel by channel; hardtanh, ReLU6 and hard-swish are not of them.
@@ -105,7 +106,7 @@ def equalize(
         for batch in batches():
             sizes.run(*(torch.from_numpy(batch[s.name]) for s in inputs))
         for tie in ties:
-            activation = torch.stack([size_of(sizes.largest[n]) for n in tie.nodes if n in sizes.largest]).amax(0)
+            activation = torch.stack([_size_of(sizes.largest[n]) for n in tie.nodes if n in sizes.largest]).amax(0)
             weight = torch.stack([_reading(layer, activation.numel()) for layer in tie.readers]).amax(0)
             factor = _factor(activation, weight, strength)
             for layer in tie.makers:
@@ -115,7 +116,7 @@ def equalize(
     return len(ties)
 
 
-def size_of(largest: torch.Tensor) -> torch.Tensor:
+def _size_of(largest: torch.Tensor) -> torch.Tensor:
     """Return the size of each channel, shape (channels,).
 
     Args:
@@ -159,7 +160,7 @@ def ties_of(module: GraphModule) -> list[Tie]:
             tie(node).makers.append(layer)
         elif len(sources) == 1 and _keeps_channels(node, sources[0]):
             _unite(tie(sources[0]), tie(node), tie_of)
-        elif node.target in SUMS and len(sources) == 2 and _shape(sources[0]) == _shape(sources[1]) != ():
+        elif node.target in SUMS and len(sources) == 2 and shape_of(sources[0]) == shape_of(sources[1]) != ():
             _unite(tie(sources[0]), tie(sources[1]), tie_of)
             _unite(tie(sources[0]), tie(node), tie_of)
         elif node.op != "get_attr" and not (node.op == "call_module" and not node.users):
@@ -192,11 +193,11 @@ def _movable(layer: Layer) -> bool:
         return False
     if layer.bias_node is None and len(layer.node.args) > 2 and layer.node.args[2] is not None:
         return False
-    return len(_shape(layer.input_node)) == (2 if layer.kind == "linear" else layer.weight.ndim)
+    return len(shape_of(layer.input_node)) == (2 if layer.kind == "linear" else layer.weight.ndim)
 
 
 def _keeps_channels(node: Node, source: Node) -> bool:
-    before, after = _shape(source), _shape(node)
+    before, after = shape_of(source), shape_of(node)
     if node.target in HOMOGENEOUS:
         return len(before) == len(after) > 1
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
@@ -212,11 +213,6 @@ def _keeps_channels(node: Node, source: Node) -> bool:
     if node.target in RESHAPING:
         return len(before) > 1 and len(after) > 1 and before[:2] == after[:2] and max((*before[2:], *after[2:], 1)) == 1
     return False
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _factor(activation: torch.Tensor, weight: torch.Tensor, strength: float) -> torch.Tensor:

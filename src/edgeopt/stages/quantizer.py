@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgeopt.core.quantization import Estimator, QuantizationOptions, Scheme, scheme_of
 from edgeopt.stages.observers import PerChannelWeightObserver, RangeObserver
-from edgeopt.stages.units import MOVERS, Unit, domain_of, is_float, units_of, wanting_integers
+from edgeopt.stages.units import MOVERS, Unit, domain_of, is_float, shape_of, units_of, wanting_integers
 
 __all__ = ["EdgeQuantizer", "Unit", "units_of"]
 
@@ -79,7 +79,7 @@ class EdgeQuantizer(Quantizer):
         """Annotate every node that will be quantized; called by `prepare_pt2e`."""
         units = {u.first: u for u in units_of(model) if not self._stays_float(u)}
         wanted = wanting_integers(model, units)
-        self._batch = next((_shape(n)[:1] for n in model.graph.nodes if n.op == "placeholder" and _shape(n)), ())
+        self._batch = next((shape_of(n)[:1] for n in model.graph.nodes if n.op == "placeholder" and shape_of(n)), ())
         for node in model.graph.nodes:
             unit = units.get(node)
             if unit is not None:
@@ -157,7 +157,7 @@ class EdgeQuantizer(Quantizer):
             assert isinstance(weight, Node) and unit.channel_axis is not None
             inputs[weight] = self.weight(unit.channel_axis)
         has_mask = node.target is torch.ops.aten.baddbmm.default
-        few = unit.last is node and _shape(node)[:1] == self._batch and set(_shape(node)[2:]) <= {1}
+        few = unit.last is node and shape_of(node)[:1] == self._batch and set(shape_of(node)[2:]) <= {1}
         output = None if has_mask else self.activation(domain_of(unit.last), HEADROOM if few else 0.0)
         _annotate(node, inputs, output if unit.last is node else None)
         if unit.last is not node:
@@ -179,11 +179,6 @@ def _keep_scale(node: Node) -> None:
         return  # its input stays in float, so it does too
     shared = SharedQuantizationSpec(source)
     _annotate(node, {source: shared} if source is node.args[0] else {}, shared)
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _is_integer(node: Node) -> bool:

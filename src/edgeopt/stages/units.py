@@ -218,6 +218,12 @@ def movers_before(node: Node) -> list[Node]:
     return chain[::-1]
 
 
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Return the shape of a node's value; () where it is no tensor."""
+    value = node.meta.get("val")
+    return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
+
+
 def domain_of(node: Node) -> tuple[float, float]:
     """Return the bounds beyond which nothing that reads a node tells its values apart."""
     bounds = []
