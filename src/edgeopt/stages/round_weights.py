@@ -20,10 +20,8 @@ from edgeopt.stages.walk import Arrival
 
 MAX_COLUMNS = 20_000
 LAZY_COLUMNS = 64
-DAMPING = 0.1
+DAMPING = 0.01
 MAX_DAMPING = 1.0
-ENOUGH_COLUMNS = 40
-"""Positions per input from which on they are enough; those of one image or text resemble each other."""
 SLOPE_STEP = 0.02
 SMALLEST_SLOPE = 0.02
 
@@ -123,13 +121,13 @@ def _slopes(arrival: Arrival, rows: torch.Tensor, columns: torch.Tensor) -> torc
 
 
 def damping_of(moments: Moments) -> float:
-    """Return the share of the mean second moment to add to the diagonal: 10 %, and up to all of it with few positions.
+    """Return the share of the mean second moment to add to the diagonal: 1 %, and more where positions are few.
 
-    With few positions for its inputs the moments know little of most directions, and an undamped inverse would make
+    With fewer positions than inputs the moments know nothing of most directions, and an undamped inverse would make
     good on the samples what it spoils everywhere else.
     """
     inputs = moments.hessian.shape[-1]
-    return min(MAX_DAMPING, DAMPING * max(1.0, ENOUGH_COLUMNS * inputs / max(1, moments.columns)))
+    return DAMPING * min(MAX_DAMPING / DAMPING, max(1.0, 4 * inputs / max(1, moments.columns)))
 
 
 def round_weights(arrival: Arrival, grid: Grid, *, centred: bool = False) -> None:
