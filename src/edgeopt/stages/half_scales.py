@@ -10,7 +10,7 @@ percent and more, so they keep eleven, and Core ML's differ.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 
@@ -23,9 +23,7 @@ SUBNORMAL = -17
 
 def nearest(scale: torch.Tensor) -> torch.Tensor:
     """Return each scale rounded to eleven significant bits, or to those that float16 has of it."""
-    share, exponent = torch.frexp(scale.double())
-    bits = BITS + torch.where(exponent < SUBNORMAL, 0, (exponent - NORMAL).clamp(max=0))
-    return torch.ldexp(torch.round(torch.ldexp(share, bits)), exponent - bits).to(scale.dtype)
+    return _to_bits(scale.double(), torch.round).to(scale.dtype)
 
 
 def below(scale: float) -> float:
@@ -33,6 +31,10 @@ def below(scale: float) -> float:
 
     A range that ends at a clamp must not reach past it: ONNX Runtime then leaves the clamp in the graph.
     """
-    share, exponent = math.frexp(scale)
-    bits = BITS + (0 if exponent < SUBNORMAL else min(0, exponent - NORMAL))
-    return math.ldexp(math.floor(math.ldexp(share, bits)), exponent - bits)
+    return float(_to_bits(torch.tensor(scale, dtype=torch.float64), torch.floor))
+
+
+def _to_bits(scale: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    share, exponent = torch.frexp(scale)
+    bits = BITS + torch.where(exponent < SUBNORMAL, 0, (exponent - NORMAL).clamp(max=0))
+    return torch.ldexp(rounded(torch.ldexp(share, bits)), exponent - bits)
